@@ -1,0 +1,80 @@
+"""What several test files use: where things are, how commands are run, and small data sets made on the spot."""
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"  # there where the project is developed, not on a user's machine
+REFERENCE = SHARED / "reference"
+REAL_MINI = SHARED / "data" / "real-mini"
+BIN = Path(sys.executable).parent  # not resolved: in a virtual environment the commands lie beside the link
+
+NOT_COPIED = (".git", ".venv*", "*.egg-info", "__pycache__", ".pytest_cache", ".ipynb_checkpoints", "data", "build", "dist")
+
+
+def environment(**changes):
+    """The environment of a child process: one thread, and nothing that points to another data set."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("ACL_DATA", "IN_TEST")}
+    return kept | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "PYTHONDONTWRITEBYTECODE": "1"} | changes
+
+
+def command(name, *arguments):
+    return [str(BIN / name), *map(str, arguments)]
+
+
+def run(arguments, *, cwd=ROOT, timeout=300, **options):
+    """Run a command to its end; what it printed and what it complained of are in `stdout` and `stderr`."""
+    environ = environment(**options.pop("environ", {}))
+    return subprocess.run(arguments, cwd=cwd, env=environ, capture_output=True, text=True, timeout=timeout, **options)
+
+
+def copy_of_repository(folder):
+    """A copy of the repository in `folder`, with the shared folder beside it where there is one, as beside the original."""
+    copy = Path(folder) / "repository"
+    runs = lambda path, names: [n for n in names if n != "README.md"] if Path(path) == ROOT / "runs" else []  # noqa: E731
+    usual = shutil.ignore_patterns(*NOT_COPIED)
+    shutil.copytree(ROOT, copy, ignore=lambda path, names: {*usual(path, names), *runs(path, names)})
+    if SHARED.is_dir():
+        (Path(folder) / "shared").symlink_to(SHARED)
+    return copy
+
+
+def contents(folder):
+    """Relative path -> bytes of every file, leaving out Python's caches."""
+    paths = [p for p in Path(folder).rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+    return {str(p.relative_to(folder)): p.read_bytes() for p in paths}
+
+
+def write_tables(root, train, test, labels=("Piano", "Rain", "Wind")):
+    """The two clip tables of a data set whose clips have the given names; labels in turn, all of them checked by people."""
+    (root / "FSDnoisy18k.meta").mkdir(parents=True)
+    rows = [f"{name},{labels[i % len(labels)]},/m/{i % len(labels)}" for i, name in enumerate(train)]
+    table = "fname,label,aso_id,manually_verified,noisy_small\n" + "".join(f"{row},1,0\n" for row in rows)
+    (root / "FSDnoisy18k.meta" / "train.csv").write_text(table)
+    (root / "FSDnoisy18k.meta" / "test.csv").write_text("fname,label,aso_id\n" + "".join(f"{name},{labels[0]},/m/0\n" for name in test))
+
+
+def make_data_set(root, n_train, duration_s, n_sounds=7):
+    """A data set of `n_train` training clips and one test clip: links to few different sounds, so that it takes little disk.
+
+    The number of sounds does not divide 64, so that no two groups of 64 clips are alike.
+    """
+    root, rng = Path(root), np.random.default_rng(0)
+    sounds = []
+    for folder in ("FSDnoisy18k.audio_train", "FSDnoisy18k.audio_test", "sounds"):
+        (root / folder).mkdir(parents=True)
+    for i in range(n_sounds):
+        samples = rng.uniform(-0.5, 0.5, round(44_100 * (duration_s + i / 10)))
+        sounds.append(root / "sounds" / f"{i}.wav")
+        soundfile.write(sounds[-1], samples, 44_100, subtype="PCM_16")
+    train = [f"{1000 + i}.wav" for i in range(n_train)]
+    for i, name in enumerate(train):
+        os.link(sounds[i % n_sounds], root / "FSDnoisy18k.audio_train" / name)
+    os.link(sounds[0], root / "FSDnoisy18k.audio_test" / "1.wav")
+    write_tables(root, train, ["1.wav"])
+    return root
