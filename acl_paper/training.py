@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'ANGLE_COLUMNS', 'TrainConfig', 'Patches', 'Split', 'make_split', 'train_epoch', 'predict_patches',
-           'validation_losses', 'angle_percentiles', 'TrainedModel', 'choose_device', 'fit', 'plot_history',
-           'check_parameters', 'run_folder', 'write_atomically', 'software_versions', 'save_training', 'load_trained']
+           'validation_losses', 'angle_percentiles', 'TrainedModel', 'choose_device', 'fit', 'plot_angles',
+           'plot_history', 'check_parameters', 'run_folder', 'write_atomically', 'software_versions', 'save_training',
+           'load_trained']
 
 # %% ../nbs/05_training.ipynb #64ec3104
 import ast, json, math, os, platform, time
@@ -347,6 +348,15 @@ def _check_finite(row):
     if wrong: raise FloatingPointError(f"training diverged in epoch {row['epoch']}: {', '.join(wrong)} not finite; try a smaller learning_rate")
 
 # %% ../nbs/05_training.ipynb #8ca5c90e
+def plot_angles(history: pd.DataFrame, ax) -> None:
+    "Draw the angles between validation patches of one class and of different classes: median, and 10th to 90th percentile as a band."
+    for kind, color in (("same", "C2"), ("other", "C3")):
+        ax.plot(history.epoch, history[f"{kind}_angle_q50"], color=color, label="same class" if kind == "same" else "other classes")
+        ax.fill_between(history.epoch, history[f"{kind}_angle_q10"], history[f"{kind}_angle_q90"], color=color, alpha=0.2, lw=0)
+    ax.set(xlabel="epoch", ylabel="angle of two patches (rad)", ylim=(0, None))
+    ax.legend()
+
+
 def plot_history(history: pd.DataFrame, axes) -> None:
     "Draw a run's losses, their two parts (solid: training, dashed: validation) and the angles between validation patches on three matplotlib axes."
     losses, parts, angles = axes
@@ -354,12 +364,10 @@ def plot_history(history: pd.DataFrame, axes) -> None:
         losses.plot(history.epoch, history[f"{kind}_loss"], "k" + style, label=kind)
         for name, color in (("cross-entropy", "C0"), ("angular", "C1")):
             parts.plot(history.epoch, history[f"{kind}_{name.replace('-', '_')}"], color + style, label=name if kind == "train" else None)
-    for kind, color in (("same", "C2"), ("other", "C3")):
-        angles.plot(history.epoch, history[f"{kind}_angle_q50"], color, label=f"{kind} class" if kind == "same" else "other classes")
-        angles.fill_between(history.epoch, history[f"{kind}_angle_q10"], history[f"{kind}_angle_q90"], color=color, alpha=0.2, lw=0)
-    for ax, label in zip(axes, ("total loss", "parts of the loss", "angle of two patches (rad)")):
+    for ax, label in ((losses, "total loss"), (parts, "parts of the loss")):
         ax.set(xlabel="epoch", ylabel=label)
         ax.legend()
+    plot_angles(history, angles)
 
 # %% ../nbs/05_training.ipynb #7d0a634a
 def _assigned(source): return {target.id for node in ast.parse(source).body if isinstance(node, ast.Assign) for target in node.targets}

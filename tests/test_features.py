@@ -112,9 +112,9 @@ def test_full_disk(clips_300, tmp_path, disk_mb, file_mb):
         for path in Path(f"{store_path(features_dir)}.groups").rglob("*.npz"):
             with np.load(path) as group:
                 assert len(group["frames"]) == group["n_frames"].sum() > 0  # a final name means complete
-        assert failed.stderr.startswith("acl_features: ") and str(store_path(features_dir).parent) in failed.stderr  # where
+        assert failed.stderr.startswith("acl_features: ")
         if disk:
-            assert "is full" in failed.stderr  # what
+            assert f"The disk of {store_path(features_dir).parent} is full" in " ".join(failed.stderr.split())  # what, and where
             assert "goes on" in failed.stderr  # what to do: make room, and run the same command
             subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
         done = run(acl_features(root, features_dir), cwd=tmp_path)
@@ -150,8 +150,7 @@ def test_bad_clips(bad_clips, tmp_path):
     root, bad = bad_clips
     failed = run(acl_features(root, tmp_path / "f"), cwd=tmp_path)
     assert failed.returncode == 1 and "Traceback" not in failed.stderr
-    listed = dict(re.findall(r"FSDnoisy18k\.audio_train/(\S+\.wav): (.+)|train/(\S+\.wav): (.+)", failed.stderr) and
-                  [(a or c, b or d) for a, b, c, d in re.findall(r"FSDnoisy18k\.audio_train/(\S+\.wav): (.+)|train/(\S+\.wav): (.+)", failed.stderr)])
+    listed = dict(re.findall(r"^  train/(\S+): (.+)$", failed.stderr, re.M))
     assert set(listed) == set(bad)  # each bad file, and no good one
     for name, reason in bad.items():
         assert reason in listed[name]
@@ -250,14 +249,21 @@ def test_modules_import_lower_numbers_only():
     assert too_high == []
 
 
-@pytest.mark.parametrize(("module", "without"), [
-    ("training", ["librosa", "soundfile", "soxr"]),
-    ("evaluation", ["librosa", "soundfile", "soxr"]),
-    ("features", ["torch", "acl_paper.model", "librosa", "soundfile"]),
-    ("mini", ["torch", "acl_paper.model", "librosa", "soundfile"]),
-])
-def test_modules_do_without(module, without):
-    """A machine that only trains has no audio libraries, and extraction does not wait for torch."""
-    blocked = f"import sys; sys.modules.update(dict.fromkeys({without!r})); import acl_paper.{module}"  # None: cannot be imported
-    done = run([sys.executable, "-c", blocked])
+WITHOUT = """
+import sys
+class Blocker:  # as if these were not installed
+    def find_spec(self, name, path=None, target=None):
+        if name in {without!r}: raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Blocker())
+import {modules}
+"""
+
+
+@pytest.mark.parametrize(("modules", "without"), [
+    ("acl_paper.training, acl_paper.evaluation", ["librosa", "soundfile", "soxr"]),
+    ("acl_paper.features, acl_paper.mini", ["torch", "librosa", "soundfile"]),
+], ids=["training needs no audio libraries", "extraction needs no torch"])
+def test_modules_do_without(modules, without):
+    """A machine that only trains may have no audio libraries, and extraction does not wait for torch."""
+    done = run([sys.executable, "-c", WITHOUT.format(modules=modules, without=without)])
     assert done.returncode == 0, done.stderr

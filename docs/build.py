@@ -1,0 +1,155 @@
+"""Build the site from the notebooks: python docs/build.py [OUTPUT], by default _build/html.
+
+Nothing is executed. The notebooks, with their committed outputs, the project pages and one page a module are laid out in
+_build/src; Sphinx reads them there. Only files that changed are written, so that a second build takes seconds.
+"""
+import hashlib, re, shutil, sys
+from pathlib import Path
+
+import nbformat
+from nbdev.process import NBProcessor
+from nbdev.processors import filter_stream_, hide_, hide_line, rm_header_dash, strip_ansi
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "docs"))
+import explorer
+
+SOURCE = ROOT / "_build" / "src"
+REPOSITORY = "https://github.com/acl-paper/acl_paper"
+
+# The order in which a newcomer reads. A notebook that is not named here comes last in its section.
+WORKFLOW = ["train", "results", "pretrain", "probe"]
+STUDIES = ["motivation", "uniformity_tolerance", "audit", "benchmark"]
+
+# Quarto's cell options, which nbdev_docs honours too, as MyST-NB's cell tags
+OPTIONS = {("echo", "false"): "remove-input", ("output", "false"): "remove-output", ("include", "false"): "remove-cell",
+           ("code-fold", "true"): "hide-input"}
+DIRECTIVE = re.compile(r"^\s*#\s*\|\s*([\w-]+)(?::\s*(\S+))?.*\n?", re.MULTILINE)
+
+
+def sections() -> dict[str, list[str]]:
+    "Notebook names by section of the table of contents."
+    names = sorted(p.stem for p in (ROOT / "nbs").glob("*.ipynb") if p.stem != "index" and p.stem[0] not in "._")
+    ranked = lambda chosen, order: sorted(chosen, key=lambda n: order.index(n) if n in order else len(order))
+    steps = [n for n in names if n[:2].isdigit()]
+    return {"Run it": ranked([n for n in names if n in WORKFLOW], WORKFLOW) + ["explorer"],
+            "The paper, step by step": steps,
+            "Studies": ranked([n for n in names if n not in WORKFLOW + steps], STUDIES)}
+
+
+def relink(text: str, folder: str) -> str:
+    "Links of a file in `folder` of the repository, as links of the site; pictures from elsewhere become their alternative text."
+    text = re.sub(r"!\[([^\]]*)\]\(https?:[^)]*\)", r"\1", text)  # a badge would be fetched from its host
+
+    def target(match):
+        before, link, after = match.groups()
+        if re.match(r"[a-z]+:|#", link): return match[0]
+        path, _, fragment = link.partition("#")
+        found = next((p for p in ((ROOT / folder / path).resolve(), (ROOT / path).resolve()) if p.exists() and p.is_relative_to(ROOT)), None)
+        if found is None: return match[0]  # Sphinx says what is wrong with it
+        inside = found.relative_to(ROOT)
+        if inside.parent == Path("nbs") and inside.suffix == ".ipynb": new = inside.name
+        elif inside.name in PROJECT_PAGES: new = PROJECT_PAGES[inside.name]
+        elif inside.suffix in (".png", ".svg", ".jpg", ".gif"):
+            new = f"_images_of_pages/{inside.name}"
+            put(new, found.read_bytes())
+        else: new = f"{REPOSITORY}/{'tree' if found.is_dir() else 'blob'}/main/{inside}"
+        return before + new + ("#" + fragment if fragment else "") + after
+
+    return re.sub(r"(\]\(<?|(?:src|href)=\")([^)\s\">]+)(>?[\s)]|\")", target, text)
+
+
+PROJECT_PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md", "README.md": "index.ipynb"}
+written: set[Path] = set()
+
+
+def put(name: str, content: str | bytes):
+    "Write a file of the site's source, only when it differs."
+    path, content = SOURCE / name, content.encode() if isinstance(content, str) else content
+    written.add(path)
+    if path.exists() and path.read_bytes() == content: return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def site_notebook(path: Path) -> nbformat.NotebookNode:
+    "A notebook as the site shows it: nbdev's directives obeyed and removed, no raw cells, links of the site."
+    processor = NBProcessor(path, procs=[strip_ansi, hide_line, filter_stream_, rm_header_dash, hide_], rm_directives=False)
+    processor.process()
+    cells = []
+    for cell in processor.nb.cells:
+        if not cell.get("source") or cell.cell_type == "raw": continue
+        if cell.cell_type == "code":
+            options = DIRECTIVE.findall(cell.source)
+            cell.source = DIRECTIVE.sub("", cell.source).strip("\n")
+            cell.metadata.tags = [*cell.metadata.get("tags", []), *(OPTIONS[o] for o in options if o in OPTIONS)]
+            if not cell.source: continue
+        else: cell.source = relink(cell.source, "nbs")
+        cells.append(cell)
+    notebook = nbformat.from_dict({**processor.nb, "cells": cells})
+    notebook.metadata.pop("widgets", None)
+    return nbformat.from_dict({k: v for k, v in notebook.items() if not k.endswith("_")})
+
+
+def banner(path: Path) -> str:
+    "Where the page comes from: the notebook to download, the module it makes."
+    module = re.search(r"#\| default_exp (\w+)", path.read_text(encoding="utf-8"))
+    links = [f"{{download}}`Notebook <notebooks/{path.name}>`"]
+    if module and (ROOT / "acl_paper" / f"{module[1]}.py").exists(): links.append(f"[API: `acl_paper.{module[1]}`](api/{module[1]}.rst)")
+    return ":::{div} banner\n" + " · ".join(links) + "\n:::"
+
+
+def stage_notebook(path: Path):
+    notebook = site_notebook(path)
+    if path.stem == "index":
+        notebook.cells.append(nbformat.v4.new_markdown_cell(table_of_contents(), id="contents"))
+    elif notebook.cells and (heading := re.match(r"# .*\n", notebook.cells[0].source)):
+        first = notebook.cells[0]
+        first.source = heading[0] + "\n" + banner(path) + "\n" + first.source[heading.end():]
+        put(f"notebooks/{path.name}", path.read_bytes())
+    put(path.name, nbformat.writes(notebook))
+
+
+def table_of_contents() -> str:
+    tree = lambda caption, names: f"```{{toctree}}\n:hidden:\n:caption: {caption}\n\n" + "\n".join(names) + "\n```\n"
+    parts = [tree(caption, names) for caption, names in sections().items() if names]
+    return "\n".join([*parts, tree("Reference", ["api/index"]), tree("Project", ["contributing", "changelog"])])
+
+
+def stage_api():
+    "One page a module, in the order of the notebooks that make them."
+    makers = {match[1]: path.stem for path in sorted((ROOT / "nbs").glob("*.ipynb"))
+              if (match := re.search(r"#\| default_exp (\w+)", path.read_text(encoding="utf-8")))}
+    modules = [m for m in makers if (ROOT / "acl_paper" / f"{m}.py").exists()]
+    for module in modules:
+        name = f"acl_paper.{module}"
+        put(f"api/{module}.rst", f"{name}\n{'=' * len(name)}\n\nMade by the notebook :doc:`/{makers[module]}`, which explains and tests it.\n\n"
+            f".. acl-summary:: {name}\n\n.. automodule:: {name}\n   :members:\n")
+    put("api/index.rst", "API reference\n=============\n\nOne page a module. Modules import only from the ones above them.\n\n"
+        ".. acl-modules:: " + " ".join(modules) + "\n\n.. toctree::\n   :hidden:\n\n" + "".join(f"   {m}\n" for m in modules))
+
+
+def stage():
+    "Lay out the whole source of the site and drop what no longer belongs to it."
+    written.clear()
+    for path in sorted((ROOT / "nbs").glob("*.ipynb")):
+        if path.stem[0] not in "._": stage_notebook(path)
+    stage_api()
+    put("explorer.md", explorer.page(ROOT))
+    for page, name in PROJECT_PAGES.items():
+        if name.endswith(".md"): put(name, relink((ROOT / page).read_text(encoding="utf-8"), "."))
+    for path in SOURCE.rglob("*"):
+        if path.is_file() and path not in written: path.unlink()
+
+
+def main(output: Path) -> int:
+    from sphinx.cmd.build import main as sphinx
+    stage()
+    return sphinx(["-q", "-W", "--keep-going", "-j", "2", "-c", str(ROOT / "docs"), "-d", str(ROOT / "_build" / "doctrees"), str(SOURCE), str(output)])
+
+
+if __name__ == "__main__":
+    site = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "_build" / "html").resolve()
+    status = main(site)
+    if status == 0: print(f"Open {site / 'index.html'}")
+    sys.exit(status)
