@@ -665,12 +665,12 @@ def _name_of(root: Path, asked: str | None) -> str:
     if description is not None and description.get("synthetic") and name == "mini": return name
     return _check_name(name, "The data set's name" if asked or description else "The folder's name")
 
-
+# %% ../nbs/01_mini.ipynb #389ab14b
 def _counts_text(counts: dict[str, int]) -> str:
     "Numbers of clips in words: 17,585 train, 947 test, ..."
     return ", ".join(f"{counts[part]:,} {part}" for part in FSDNOISY18K_COUNTS)
 
-# %% ../nbs/01_mini.ipynb #389ab14b
+# %% ../nbs/01_mini.ipynb #c088bdc9
 def locate_dataset(dataset: str = "auto", data_dir: str | Path | None = None) -> DatasetLocation:
     """Decide which data set is used and under which name; make the mini data set if it is that one and not there yet.
 
@@ -704,7 +704,7 @@ def locate_dataset(dataset: str = "auto", data_dir: str | Path | None = None) ->
     name = _name_of(root, None if dataset == "auto" else dataset)
     return DatasetLocation(name, root, bool((_read_description(root) or {}).get("synthetic", False)))
 
-
+# %% ../nbs/01_mini.ipynb #e63e6a54
 def _locate_mini(root: Path) -> DatasetLocation:
     "The mini data set in `root`: any of this version that is there, else the default one, made now."
     found = _read_description(root) or {}

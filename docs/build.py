@@ -3,7 +3,7 @@
 Nothing is executed. The notebooks, with their committed outputs, the project pages and one page a module are laid out in
 _build/src; Sphinx reads them there. Only files that changed are written, so that a second build takes seconds.
 """
-import hashlib, re, shutil, sys
+import ast, re, sys
 from pathlib import Path
 
 import nbformat
@@ -24,7 +24,7 @@ STUDIES = ["motivation", "uniformity_tolerance", "audit", "benchmark"]
 # Quarto's cell options, which nbdev_docs honours too, as MyST-NB's cell tags
 OPTIONS = {("echo", "false"): "remove-input", ("output", "false"): "remove-output", ("include", "false"): "remove-cell",
            ("code-fold", "true"): "hide-input"}
-DIRECTIVE = re.compile(r"^\s*#\s*\|\s*([\w-]+)(?::\s*(\S+))?.*\n?", re.MULTILINE)
+DIRECTIVE = re.compile(r"^[ \t]*#[ \t]*\|\s*([\w-]+)(?::\s*(\S+))?.*\n?", re.MULTILINE)
 
 
 def sections() -> dict[str, list[str]]:
@@ -96,7 +96,7 @@ def banner(path: Path) -> str:
     module = re.search(r"#\| default_exp (\w+)", path.read_text(encoding="utf-8"))
     links = [f"{{download}}`Notebook <notebooks/{path.name}>`"]
     if module and (ROOT / "acl_paper" / f"{module[1]}.py").exists(): links.append(f"[API: `acl_paper.{module[1]}`](api/{module[1]}.rst)")
-    return ":::{div} banner\n" + " · ".join(links) + "\n:::"
+    return ":::{container} banner\n" + " · ".join(links) + "\n:::"
 
 
 def stage_notebook(path: Path):
@@ -120,13 +120,28 @@ def stage_api():
     "One page a module, in the order of the notebooks that make them."
     makers = {match[1]: path.stem for path in sorted((ROOT / "nbs").glob("*.ipynb"))
               if (match := re.search(r"#\| default_exp (\w+)", path.read_text(encoding="utf-8")))}
-    modules = [m for m in makers if (ROOT / "acl_paper" / f"{m}.py").exists()]
-    for module in modules:
-        name = f"acl_paper.{module}"
-        put(f"api/{module}.rst", f"{name}\n{'=' * len(name)}\n\nMade by the notebook :doc:`/{makers[module]}`, which explains and tests it.\n\n"
-            f".. acl-summary:: {name}\n\n.. automodule:: {name}\n   :members:\n")
-    put("api/index.rst", "API reference\n=============\n\nOne page a module. Modules import only from the ones above them.\n\n"
-        ".. acl-modules:: " + " ".join(modules) + "\n\n.. toctree::\n   :hidden:\n\n" + "".join(f"   {m}\n" for m in modules))
+    modules = {m: ROOT / "acl_paper" / f"{m}.py" for m in makers if (ROOT / "acl_paper" / f"{m}.py").exists()}
+    rows = []
+    for module, path in modules.items():
+        text = path.read_text(encoding="utf-8")
+        put(f"api/{module}.rst", module_page(f"acl_paper.{module}", makers[module], text))
+        rows.append(f"| [`acl_paper.{module}`]({module}.rst) | {ast.get_docstring(ast.parse(text)) or ''} | [{makers[module]}](../{makers[module]}.ipynb) |")
+    put("api/index.md", "# API reference\n\n> Every public function and class, a page a module. Modules import only from the ones above them.\n\n"
+        "| module | what it is for | notebook |\n|---|---|---|\n" + "\n".join(rows) + "\n\n```{toctree}\n:hidden:\n\n" + "\n".join(modules) + "\n```\n")
+
+
+def module_page(name: str, maker: str, text: str) -> str:
+    "Summary, constants and the documented functions and classes of a module, as reStructuredText."
+    tree, lines = ast.parse(text), text.splitlines()
+    assigned = {n.targets[0].id: n for n in tree.body if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name)}
+    public = ast.literal_eval(assigned["__all__"].value) if "__all__" in assigned else []
+    documented = {n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(n)}
+    page = [name, "=" * len(name), "", f"Made by the notebook :doc:`/{maker}`, which explains and tests it.", "", f".. currentmodule:: {name}", "",
+            ".. autosummary::", "   :nosignatures:", "", *(f"   {n}" for n in public if n in documented), "", f".. automodule:: {name}", "   :members:", ""]
+    for constant in (n for n in public if n in assigned):
+        value, comment = ast.unparse(assigned[constant].value), lines[assigned[constant].end_lineno - 1].partition("  # ")[2]
+        page += [f".. py:data:: {constant}", *([f"   :value: {value}"] if len(value) < 80 else []), "", f"   {comment}".rstrip(), ""]
+    return "\n".join(page)
 
 
 def stage():

@@ -1,5 +1,5 @@
 """Sphinx settings of the site; docs/build.py lays out the source that is read here."""
-import ast, re, sys
+import re, sys
 from configparser import ConfigParser
 from importlib.metadata import files
 from pathlib import Path
@@ -37,6 +37,8 @@ python_display_short_literal_types = True
 python_maximum_signature_line_length = 88
 toc_object_entries_show_parents = "hide"
 viewcode_line_numbers = True
+
+exclude_patterns = ["notebooks"]  # for download
 
 html_theme = "furo"
 html_title = project
@@ -86,7 +88,6 @@ def document_command(app, what, name, obj, options, lines):
 def link_names(app, doctree, docname):
     "Code in running text that names a public object or a module of the package becomes a link to its page."
     objects, short = app.env.domains["py"].objects, {}
-    own = re.search(r"api/(\w+)\.rst", str(app.env.metadata.get(docname, {}).get("module", "")))
     for full, entry in objects.items():
         parts = full.split(".")
         for start in range(1, len(parts)): short.setdefault(".".join(parts[start:]), set()).add(full)

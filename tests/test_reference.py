@@ -19,7 +19,7 @@ from helpers import REFERENCE, run
 
 from acl_paper.data import audio_path, class_names, load_clips, split_clips
 from acl_paper.evaluation import clip_outputs, prediction_table
-from acl_paper.features import (extract_features, fit_scaler, log_mel, log_mel_literal , normalise_and_repeat, read_audio,
+from acl_paper.features import (extract_features, fit_scaler, log_mel, log_mel_literal, normalise_and_repeat, read_audio,
                                 test_patch_starts as patch_starts_for_test, training_patch_starts)
 from acl_paper.losses import AngularContrastiveLoss, angular_margin_loss
 from acl_paper.model import PaperCNN

@@ -1,0 +1,123 @@
+"""The notebooks as source: they run, the package is what they export, and they are stored as they should be."""
+import ast
+import json
+import re
+
+import nbformat
+import pytest
+from helpers import ROOT, command, contents, copy_of_repository, run
+
+NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
+NAMES = [path.name for path in NOTEBOOKS]
+
+
+def cells(path, kind="code"):
+    return [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == kind]
+
+
+def source(cell):
+    return "".join(cell["source"])
+
+
+def is_skipped(path):
+    """Whether nbdev_test leaves the notebook out: papermill runs it, with parameters."""
+    return any(re.search(r"^skip_exec: *true$", source(cell), re.M) for cell in cells(path, "raw"))
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """A copy of the repository for commands that write; its own package comes first."""
+    return copy_of_repository(tmp_path_factory.mktemp("copy"))
+
+
+def nbdev(name, *arguments, cwd):
+    done = run(command(name, *arguments), cwd=cwd, timeout=600, environ={"PYTHONPATH": str(cwd)})
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_nbdev_test(copy):
+    """Every notebook runs to its end and leaves no file behind. nbdev_test says Success also when it found nothing to run, so they are counted."""
+    before = contents(copy)
+    told = nbdev("nbdev_test", "--do_print", "--n_workers", 2, cwd=copy)
+    assert "Success." in told
+    completed = re.findall(r"- Completed .*?([^/\\]+\.ipynb)", told)
+    expected = [path.name for path in NOTEBOOKS if not is_skipped(path)]
+    assert sorted(completed) == expected and len(expected) >= 7
+    after = contents(copy)
+    assert sorted(after) == sorted(before) and after == before
+
+
+def test_nbdev_export_changes_nothing(copy):
+    before = contents(copy)
+    assert len([name for name in before if name.startswith("acl_paper")]) >= 9
+    nbdev("nbdev_export", cwd=copy)
+    after = contents(copy)
+    assert sorted(after) == sorted(before)
+    assert [name for name in before if after[name] != before[name]] == []
+
+
+def test_nbdev_export_makes_all_of_the_package(copy):
+    """Without the exported modules there would be no difference to see above if nothing was exported."""
+    removed = {path.name: path.read_text() for path in (copy / "acl_paper").glob("*.py") if path.name not in ("__init__.py", "_modidx.py")}
+    for name in removed:
+        (copy / "acl_paper" / name).unlink()
+    done = run(command("nbdev_export"), cwd=copy)  # here the installed package must serve: the copy's own is gone
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {path.name: path.read_text() for path in (copy / "acl_paper").glob("*.py") if path.name in removed} == removed
+
+
+def test_nbdev_clean_changes_nothing(copy):
+    """What is committed is clean already; in particular the tag by which papermill finds the parameters stays."""
+    before = contents(copy / "nbs")
+    nbdev("nbdev_clean", cwd=copy)
+    after = contents(copy / "nbs")
+    assert sorted(after) == sorted(before)
+    assert [name for name in before if after[name] != before[name]] == []
+    assert [source(cell).startswith("alpha = ") for cell in cells(copy / "nbs" / "train.ipynb") if "parameters" in cell["metadata"].get("tags", [])] == [True]
+
+
+def test_nbdev_clean_keeps_the_parameters_tag_but_cleans(copy):
+    """A notebook as an editor leaves it: execution counts and the editor's metadata go, the tag stays."""
+    path = copy / "nbs" / "train.ipynb"
+    stored = path.read_text()
+    notebook = json.loads(stored)
+    for count, cell in enumerate(cell for cell in notebook["cells"] if cell["cell_type"] == "code"):
+        cell["execution_count"], cell["metadata"]["collapsed"] = count, True
+    path.write_text(json.dumps(notebook))
+    nbdev("nbdev_clean", cwd=copy)
+    assert path.read_text() == stored
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+class TestNotebook:
+    def test_is_valid(self, path):
+        """By the format's own schema, with a unique id for every cell, and for the kernel that is there wherever this is installed."""
+        notebook = nbformat.read(path, as_version=nbformat.NO_CONVERT)
+        assert notebook.nbformat == 4 and notebook.nbformat_minor >= 5
+        nbformat.validate(notebook)
+        ids = [cell["id"] for cell in notebook.cells]
+        assert len(set(ids)) == len(ids)
+        assert notebook.metadata.kernelspec.name == "python3"
+
+    def test_has_no_errors_in_its_outputs(self, path):
+        outputs = [output for cell in cells(path) for output in cell["outputs"]]
+        assert [output["ename"] for output in outputs if output["output_type"] == "error"] == []
+
+    def test_outputs_are_the_same_on_every_machine(self, path):
+        """No folder of the machine it ran on, no address in memory."""
+        told = "\n".join(json.dumps(output.get("text", output.get("data", {}).get("text/plain", ""))) for cell in cells(path) for output in cell["outputs"])
+        assert re.findall(r"(?<![\w.])/(?:tmp|home|root|work|Users|private|var)/\S*|\bat 0x[0-9a-f]+", told) == []
+
+    def test_imports_stand_alone(self, path):
+        """nbdev executes a cell with imports when it builds the documentation: with anything else in it, that would run too, without what it needs."""
+        for cell in cells(path):
+            code = "\n".join(line for line in source(cell).splitlines() if not line.startswith(("%", "!")))
+            statements = ast.parse(code).body
+            imports = [isinstance(statement, (ast.Import, ast.ImportFrom)) for statement in statements]
+            assert all(imports) or not any(imports), f"{path.name}, cell {cell['id']} mixes imports with other code:\n{source(cell)}"
+
+    def test_begins_as_a_notebook_here_does(self, path):
+        """A title and a line that says what the reader gets."""
+        first = source(cells(path, "markdown")[0])
+        assert re.match(r"# \S.*\n\n> \S", first), first
