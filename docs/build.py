@@ -1,7 +1,7 @@
-"""Build the site from the notebooks: python docs/build.py [OUTPUT], by default _build/html.
+"""Build the site from the notebooks: python docs/build.py [OUTPUT [WORK]], by default _build/html and _build.
 
 Nothing is executed. The notebooks, with their committed outputs, the project pages and one page a module are laid out in
-_build/src; Sphinx reads them there. Only files that changed are written, so that a second build takes seconds.
+WORK/src; Sphinx reads them there. Only files that changed are written, so that a second build takes seconds.
 """
 import ast, re, sys
 from pathlib import Path
@@ -14,7 +14,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
 import explorer
 
-SOURCE = ROOT / "_build" / "src"
 REPOSITORY = "https://github.com/acl-paper/acl_paper"
 
 # The order in which a newcomer reads. A notebook that is not named here comes last in its section.
@@ -59,6 +58,7 @@ def relink(text: str, folder: str) -> str:
     return re.sub(r"(\]\(<?|(?:src|href)=\")([^)\s\">]+)(>?[\s)]|\")", target, text)
 
 
+SOURCE = ROOT / "_build" / "src"  # where `put` writes
 PROJECT_PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md", "README.md": "index.ipynb"}
 written: set[Path] = set()
 
@@ -84,11 +84,22 @@ def site_notebook(path: Path) -> nbformat.NotebookNode:
             cell.source = DIRECTIVE.sub("", cell.source).strip("\n")
             cell.metadata.tags = [*cell.metadata.get("tags", []), *(OPTIONS[o] for o in options if o in OPTIONS)]
             if not cell.source: continue
+            if imports_only(cell):  # folded, and several in a row as one
+                if cells and cells[-1].cell_type == "code" and imports_only(cells[-1]):
+                    cells[-1].source += "\n" + cell.source
+                    continue
+                cell.metadata.tags.append("hide-input")
         else: cell.source = relink(cell.source, "nbs")
         cells.append(cell)
     notebook = nbformat.from_dict({**processor.nb, "cells": cells})
     notebook.metadata.pop("widgets", None)
     return nbformat.from_dict({k: v for k, v in notebook.items() if not k.endswith("_")})
+
+
+def imports_only(cell) -> bool:
+    try: statements = ast.parse(cell.source).body
+    except SyntaxError: return False  # shell commands and magics
+    return bool(statements) and all(isinstance(s, (ast.Import, ast.ImportFrom)) for s in statements)
 
 
 def banner(path: Path) -> str:
@@ -111,9 +122,15 @@ def stage_notebook(path: Path):
 
 
 def table_of_contents() -> str:
-    tree = lambda caption, names: f"```{{toctree}}\n:hidden:\n:caption: {caption}\n\n" + "\n".join(names) + "\n```\n"
+    label = lambda name: name if not name[:2].isdigit() else f"{name[:2]} · {title(name)} <{name}>"
+    tree = lambda caption, names: f"```{{toctree}}\n:hidden:\n:caption: {caption}\n\n" + "\n".join(map(label, names)) + "\n```\n"
     parts = [tree(caption, names) for caption, names in sections().items() if names]
     return "\n".join([*parts, tree("Reference", ["api/index"]), tree("Project", ["contributing", "changelog"])])
+
+
+def title(name: str) -> str:
+    "The heading of a notebook."
+    return next(c.source for c in nbformat.read(ROOT / "nbs" / f"{name}.ipynb", 4).cells if c.cell_type == "markdown").splitlines()[0].lstrip("# ")
 
 
 def stage_api():
@@ -135,9 +152,12 @@ def module_page(name: str, maker: str, text: str) -> str:
     tree, lines = ast.parse(text), text.splitlines()
     assigned = {n.targets[0].id: n for n in tree.body if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name)}
     public = ast.literal_eval(assigned["__all__"].value) if "__all__" in assigned else []
-    documented = {n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(n)}
-    page = [name, "=" * len(name), "", f"Made by the notebook :doc:`/{maker}`, which explains and tests it.", "", f".. currentmodule:: {name}", "",
-            ".. autosummary::", "   :nosignatures:", "", *(f"   {n}" for n in public if n in documented), "", f".. automodule:: {name}", "   :members:", ""]
+    documented = {n.name: "class" if isinstance(n, ast.ClassDef) else "function" for n in tree.body
+                  if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(n)}
+    names = [n for n in public if n in documented]
+    page = [name, "=" * len(name), "", f".. automodule:: {name}", "", f"Made by the notebook :doc:`/{maker}`, which explains and tests it.", "",
+            ".. autosummary::", "   :nosignatures:", "", *(f"   {n}" for n in names), ""]
+    for n in names: page += [f".. auto{documented[n]}:: {n}", *(["   :members:"] if documented[n] == "class" else []), ""]
     for constant in (n for n in public if n in assigned):
         value, comment = ast.unparse(assigned[constant].value), lines[assigned[constant].end_lineno - 1].partition("  # ")[2]
         page += [f".. py:data:: {constant}", *([f"   :value: {value}"] if len(value) < 80 else []), "", f"   {comment}".rstrip(), ""]
@@ -157,14 +177,16 @@ def stage():
         if path.is_file() and path not in written: path.unlink()
 
 
-def main(output: Path) -> int:
+def main(output: Path, work: Path) -> int:
+    global SOURCE
     from sphinx.cmd.build import main as sphinx
+    SOURCE = work / "src"
     stage()
-    return sphinx(["-q", "-W", "--keep-going", "-j", "2", "-c", str(ROOT / "docs"), "-d", str(ROOT / "_build" / "doctrees"), str(SOURCE), str(output)])
+    return sphinx(["-q", "-W", "--keep-going", "-j", "2", "-c", str(ROOT / "docs"), "-d", str(work / "doctrees"), str(SOURCE), str(output)])
 
 
 if __name__ == "__main__":
-    site = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "_build" / "html").resolve()
-    status = main(site)
-    if status == 0: print(f"Open {site / 'index.html'}")
+    output, work = (Path(argument).resolve() for argument in [*sys.argv[1:], *[ROOT / "_build" / "html", ROOT / "_build"][len(sys.argv) - 1:]])
+    status = main(output, work)
+    if status == 0: print(f"Open {output / 'index.html'}")
     sys.exit(status)

@@ -21,12 +21,14 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx
 nb_execution_mode = "off"  # the committed outputs are shown
 nb_ipywidgets_js = {}  # would be fetched from elsewhere
 nb_merge_streams = True
+nb_code_prompt_show, nb_code_prompt_hide = "Imports", "Imports"
 myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "dollarmath", "linkify", "tasklist"]
 myst_linkify_fuzzy_links = False
 myst_heading_anchors = 4
 suppress_warnings = ["myst.header"]  # a notebook may go from # to ###
 smartquotes = False
 
+add_module_names = False
 default_role = "py:obj"  # single backticks in docstrings
 autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = False

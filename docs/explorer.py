@@ -30,7 +30,7 @@ table, the notebook [results](results.ipynb) collects them, and the next build o
 """
 SYNTHETIC = """
 :::{warning}
-These runs are on **{dataset}, a synthetic data set**. They show that the whole chain works. Their accuracies cannot be compared with the
+These runs are on **DATASET, a synthetic data set**. They show that the whole chain works. Their accuracies cannot be compared with the
 published ones, which are on FSDnoisy18k and stand here for orientation only.
 :::
 """
@@ -60,11 +60,13 @@ def chart(table: pd.DataFrame, n_clips: int):
     percent[shares] = percent[shares].astype(float) * 100
     subsets = [s for s in SUBSETS if s in set(percent.subset)]
     parts = {s: percent[percent.subset == s].drop(columns="subset").sort_values("alpha") for s in subsets}
-    theirs = {s: ColumnDataSource(rows.dropna(subset="published")) for s, rows in parts.items()}
-    ours = {s: ColumnDataSource(rows[rows.n_seeds > 0]) for s, rows in parts.items()}
+    theirs = {s: ColumnDataSource(rows.dropna(subset="published").to_dict("list")) for s, rows in parts.items()}
+    ours = {s: ColumnDataSource(rows[rows.n_seeds > 0].to_dict("list")) for s, rows in parts.items()}
 
     plot = figure(height=380, sizing_mode="stretch_width", tools="pan,box_zoom,reset,save", toolbar_location="above", x_range=Range1d(-0.03, 1.05),
                   x_axis_label="α, the weight of the cross-entropy", y_axis_label="clip accuracy (%)")
+    values = percent[["low", "high", "min", "max"]].stack()
+    plot.y_range = Range1d(values.min() - 7, values.max() + 2)  # one scale for all subsets, with room for the legend
     plot.toolbar.logo = None
     plot.xaxis.ticker = [i / 10 for i in range(11)]
     shown = {}
@@ -75,7 +77,7 @@ def chart(table: pd.DataFrame, n_clips: int):
         dots = plot.scatter("alpha", "published", source=theirs[subset], color=PUBLISHED, size=8, legend_label="published, one run")
         plot.add_tools(HoverTool(renderers=[dots], tooltips=[("published", "@published{0.0} %"), ("α", "@alpha"), ("interval of the clips", "@low{0.0} to @high{0.0} %")]))
         shown[subset] = [band, line, dots]
-        if ours[subset].data["alpha"].size:
+        if ours[subset].data["alpha"]:
             name = f"here: {table.dataset.iloc[0]}{' (synthetic)' if table.synthetic.any() else ''}, mean of the seeds"
             spread = Whisker(base="alpha", lower="min", upper="max", source=ours[subset], line_color=OURS, line_width=1.5)
             plot.add_layout(spread)
@@ -127,7 +129,7 @@ def page(root: Path) -> str:
         identity = stable_ids(script, markup)
         script, markup = identity(script), identity(markup)
         text += [f"## {'On ' + dataset if ran else 'Published, on FSDnoisy18k'}{' (synthetic)' if synthetic else ''}",
-                 SYNTHETIC.format(dataset=dataset) if synthetic else "" if ran else NOTHING_YET,
+                 SYNTHETIC.replace("DATASET", dataset) if synthetic else "" if ran else NOTHING_YET,
                  "```{raw} html\n<div class=\"chart\">" + markup + "</div>\n<noscript>The chart needs JavaScript; the tables below do not.</noscript>\n"
                  "<script>addEventListener(\"load\", () => {\n" + script + "\n})</script>\n```",
                  "Accuracies in per cent.\n", tables(table, n_clips)]

@@ -1,5 +1,5 @@
 """The built site in a browser, opened from its files. ACL_SCREENSHOTS=folder keeps pictures of the main pages."""
-import os, time
+import base64, os, time
 from pathlib import Path
 
 import pytest
@@ -20,9 +20,12 @@ def keep_screenshot(page, name):
     if folder := os.environ.get("ACL_SCREENSHOTS"):
         Path(folder).mkdir(parents=True, exist_ok=True)
         page.save_screenshot(str(Path(folder) / f"{name.replace('/', '_')}.png"))
+        whole = page.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": {"x": 0, "y": 0, "scale": 1,
+            "width": page.execute_script("return innerWidth"), "height": min(6000, page.execute_script("return document.documentElement.scrollHeight"))}})
+        (Path(folder) / f"{name.replace('/', '_')}-whole.png").write_bytes(base64.b64decode(whole["data"]))
 
 
-@pytest.mark.parametrize("width,dark", [(1280, False), (390, False), (1280, True)])
+@pytest.mark.parametrize("width,dark", [(1280, False), (1400, False), (390, False), (1280, True)])
 @pytest.mark.parametrize("name", PAGES)
 def test_page_is_drawn_and_asks_for_nothing_outside(chromium, site, name, width, dark):
     page = chromium(width, dark=dark)
@@ -60,8 +63,12 @@ def test_copy_button_is_there_and_names_lead_to_the_api(chromium, site):
     page = chromium()
     open_page(page, site, "04_losses")
     assert page.find_elements("css selector", "button.copybtn")
-    links = page.find_elements("css selector", "article a.reference[href*='api/losses.html#acl_paper.losses.'] code")
+    assert page.find_elements("css selector", ".banner a[href='api/losses.html'] code")
+    open_page(page, site, "00_data")
+    links = page.find_elements("css selector", "article p a[href^='api/'][href*='#acl_paper.'] code")
     assert links, "no API name in the prose is a link"
+    page.execute_script("arguments[0].click()", links[0])
+    assert "/api/" in page.current_url
 
 
 def test_explorer_changes_its_subset(chromium, site):

@@ -1,0 +1,137 @@
+"""The site: built from the notebooks without warnings, with nothing in it that a browser would fetch from elsewhere."""
+import json, re, subprocess, sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "docs"))
+import build, explorer, make_readme, refresh_notebooks  # noqa: E402
+
+NOTEBOOKS = sorted(p for p in (ROOT / "nbs").glob("*.ipynb") if p.stem[0] not in "._")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    "The whole site, warnings as errors, in a folder of its own."
+    folder = tmp_path_factory.mktemp("site")
+    done = subprocess.run([sys.executable, ROOT / "docs" / "build.py", folder / "html", folder], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "WARNING" not in done.stderr
+    return folder / "html"
+
+
+@pytest.fixture(scope="module")
+def pages(site): return {str(p.relative_to(site)): p.read_text() for p in site.rglob("*.html") if "_static" not in p.parts}
+
+
+def test_every_notebook_has_a_page_in_the_table_of_contents(pages):
+    for notebook in NOTEBOOKS:
+        assert f"{notebook.stem}.html" in pages
+        if notebook.stem != "index": assert re.search(rf'class="reference internal" href="{notebook.stem}\.html"', pages["index.html"]), notebook.name
+
+
+def test_nothing_is_loaded_from_another_machine(site, pages):
+    loads = re.compile(r"""<(?:script|img|iframe|audio|video|source|embed|link)\b[^>]*?\b(?:src|href)=["'](?:https?:)?//[^"']+""")
+    for name, page in pages.items():
+        found = [tag for tag in loads.findall(page) if 'rel="canonical"' not in tag]
+        assert not found, f"{name}: {found}"
+    for style in site.rglob("*.css"):
+        assert not re.search(r"url\(\s*['\"]?(?:https?:)?//|@import\s+['\"]?(?:https?:)?//", style.read_text()), style.name
+
+
+def test_no_directive_is_left_and_hidden_cells_are_gone(pages):
+    for notebook in NOTEBOOKS:
+        page = re.sub(r"<[^>]+>", "", pages[f"{notebook.stem}.html"]).replace("&quot;", '"').replace("&#39;", "'")
+        for cell in nbformat.read(notebook, 4).cells:
+            if cell.cell_type == "raw": assert cell.source not in page
+            if cell.cell_type != "code": continue
+            directives = [line for line in cell.source.splitlines() if re.match(r"#\|\s*(export|hide|default_exp|echo|slow|eval)", line)]
+            assert not any(f"\n{line}\n" in page for line in directives), (notebook.name, directives)
+            code = [line for line in cell.source.splitlines() if line not in directives and len(line) > 60]
+            if code and any(re.match(r"#\|\s*hide\b", line) for line in directives): assert code[0] not in page, (notebook.name, code[0])
+
+
+def test_hidden_cells_hold_no_picture():
+    "The text below would speak of a figure that nobody sees: such cells say `#| echo: false`."
+    for notebook in NOTEBOOKS:
+        for cell in nbformat.read(notebook, 4).cells:
+            pictures = [o for o in cell.get("outputs", []) if {"image/png", "image/svg+xml"} & set(o.get("data", {}))]
+            assert not (pictures and re.match(r"#\|\s*hide\b", cell.source)), f"{notebook.name}: {cell.source[:80]}"
+
+
+def test_outputs_are_the_committed_ones(pages):
+    "A printed line of the losses notebook stands on its page."
+    cells = nbformat.read(ROOT / "nbs" / "04_losses.ipynb", 4).cells
+    lines = [o.text.splitlines()[0] for c in cells for o in c.get("outputs", []) if o.output_type == "stream"]
+    text = re.sub(r"<[^>]+>", "", pages["04_losses.html"])
+    assert lines and all(line.replace("'", "&#39;").replace('"', "&quot;") in text for line in lines)
+
+
+def test_api_has_signatures_sections_and_sources(pages):
+    page = pages["api/losses.html"]
+    assert 'id="acl_paper.losses.angular_margin_loss"' in page and "margin_rad" in page
+    for section in ("Parameters", "Returns", "Raises"): assert section in page
+    assert 'href="../_modules/acl_paper/losses.html#angular_margin_loss"' in page
+
+
+def test_names_in_the_text_lead_to_the_api(pages):
+    assert re.search(r'<p>[^\n]*<a class="reference internal" href="api/data.html#acl_paper.data.load_clips"', pages["00_data.html"] + pages["01_mini.html"])
+
+
+def test_published_values_stand_in_the_explorer(pages):
+    cells = re.findall(r"<td[^>]*><p>([^<]*)</p></td>", pages["explorer.html"])
+    assert {"56.0", "64.5", "73.6", "39.9"} <= set(cells)
+
+
+RESULTS = """subset,alpha,published,mean,sd,min,max,n_seeds,wilson_low,wilson_high,verdict,dataset,synthetic
+clean,0.5,0.645,0.650,0.010,0.640,0.660,3,0.619,0.680,reproduced,FSDnoisy18k,False
+clean,1.0,0.602,,,,,0,,,not run,FSDnoisy18k,False
+"""
+
+
+@pytest.mark.parametrize("synthetic", [False, True])
+def test_explorer_shows_results_where_there_are_some(tmp_path, synthetic):
+    (tmp_path / "figures" / "some").mkdir(parents=True)
+    text = RESULTS.replace("FSDnoisy18k,False", "mini,True").replace("reproduced", "").replace("not run", "") if synthetic else RESULTS
+    (tmp_path / "figures" / "some" / "results.csv").write_text(text)
+    page = explorer.page(tmp_path)
+    assert "65.0 ± 1.0" in page and "64.0 … 66.0" in page and "| –" in page
+    assert ("cannot be compared" in page) == synthetic and ("reproduced |" in page) == (not synthetic)
+    assert page == explorer.page(tmp_path), "two builds differ"
+
+
+def test_links_lead_where_they_should():
+    text = "[a](04_losses.ipynb#acl) [b](nbs/04_losses.ipynb) [c](../LICENSE) [d](https://zenodo.org) [e](#here) ![badge](https://example.org/b.svg) [f](../CONTRIBUTING.md)"
+    site = build.relink(text, "nbs")
+    assert site == (f"[a](04_losses.ipynb#acl) [b](04_losses.ipynb) [c]({build.REPOSITORY}/blob/main/LICENSE) [d](https://zenodo.org) [e](#here) badge [f](contributing.md)")
+
+
+def test_readme_is_made_from_the_index():
+    made, pictures = make_readme.readme()
+    assert made == (ROOT / "README.md").read_text(), "README.md is not what nbs/index.ipynb gives: make readme"
+    for name, content in pictures.items(): assert (ROOT / name).read_bytes() == content
+    for link in re.findall(r"\]\(([\w./-]+\.(?:ipynb|md|csv|png|svg))", made): assert (ROOT / link).exists(), link
+
+
+def test_links_of_the_readme():
+    text = "[a](04_losses.ipynb) [b](nbs/04_losses.ipynb#x) ![c](../figures/a.png) [d](https://zenodo.org) [e](#here)"
+    assert make_readme.from_the_root(text) == "[a](nbs/04_losses.ipynb) [b](nbs/04_losses.ipynb#x) ![c](figures/a.png) [d](https://zenodo.org) [e](#here)"
+
+
+def test_refresh_runs_cells_and_leaves_a_failing_notebook_as_it_was(tmp_path):
+    def write(name, *sources, raw=None):
+        cells = [nbformat.v4.new_code_cell(s) for s in sources]
+        if raw: cells.insert(0, nbformat.v4.new_raw_cell(raw))
+        path = tmp_path / name
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+        return path, path.read_bytes()
+
+    good, _ = write("good.ipynb", "print(6 * 7)", "#| eval: false\nprint('never')")
+    bad, before = write("bad.ipynb", "1 / 0")
+    kept, same = write("kept.ipynb", "print(1)", raw="---\nskip_exec: true\n---")
+    assert refresh_notebooks.main([str(good), str(kept)]) == 0
+    cells = json.loads(good.read_text())["cells"]
+    assert cells[0]["outputs"][0]["text"] == ["42\n"] and cells[0]["execution_count"] is None and cells[1]["outputs"] == [] and "tags" not in cells[1]["metadata"]
+    assert refresh_notebooks.main([str(bad)]) == 1 and bad.read_bytes() == before and kept.read_bytes() == same
