@@ -9,9 +9,15 @@ import shlex
 import sys
 from pathlib import Path
 
+from snakemake.exceptions import WorkflowError
+
 from acl_paper.workflow import code_digest, differences, hold_driver_lock, plan_table, unfinished
 
-TABLE = plan_table(config)
+try:
+    TABLE = plan_table(config)
+except ValueError as error:
+    raise WorkflowError(error)
+
 CELL = TABLE.folder("{subset}", "{alpha}", "{seed}")
 CSV = f"{TABLE.figures}/{TABLE.data.name}/results.csv"
 STAMP = f"{TABLE.store}.made"

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['COMPARABLE', 'PAPER_TEST_CLIPS', 'published_supervised', 'MixedRunsError', 'collect_runs', 'find_dataset_with_runs',
            'prediction_interval', 'verdict', 'results_table', 'printable_table', 'holm', 'compare_with_baseline',
-           'chosen_alphas', 'plot_accuracy', 'plot_heat_map', 'class_change', 'plot_class_change',
-           'plot_confusion_change', 'embedding_map', 'plot_embedding_map']
+           'chosen_alphas', 'compare_first_losses', 'plot_accuracy', 'plot_heat_map', 'class_change',
+           'plot_class_change', 'plot_confusion_change', 'embedding_map', 'plot_embedding_map']
 
 # %% ../nbs/07_results.ipynb #b6486dec
 import json
@@ -39,12 +39,13 @@ class MixedRunsError(ValueError):
     "Run folders that must not stand in one table; the message lists what differs."
 
 
-def collect_runs(runs_dir: str | Path, dataset: str) -> pd.DataFrame:
+def collect_runs(runs_dir: str | Path, dataset: str, *, first_loss: str = "cross_entropy") -> pd.DataFrame:
     """One row for each finished run of a data set.
 
     Parameters
     ----------
     runs_dir, dataset : runs are looked for in `<runs_dir>/<dataset>/<subset>/alpha=<a>/seed=<s>/`.
+    first_loss : runs with another first loss than cross-entropy lie in `first_loss=<name>/` below the subset.
 
     Returns
     -------
@@ -58,7 +59,8 @@ def collect_runs(runs_dir: str | Path, dataset: str) -> pd.DataFrame:
         when runs differ in more than subset, alpha and seed.
     """
     root = Path(runs_dir)/dataset
-    rows = [_read_run(path.parent) for path in sorted(root.glob("*/alpha=*/seed=*/metrics.json"))]
+    below = "" if first_loss == "cross_entropy" else f"first_loss={first_loss}/"
+    rows = [_read_run(path.parent) for path in sorted(root.glob(f"*/{below}alpha=*/seed=*/metrics.json"))]
     if not rows: raise FileNotFoundError(_nothing_found(root))
     runs = pd.DataFrame(rows)
     _refuse_mixtures(runs)
@@ -222,6 +224,17 @@ def chosen_alphas(runs: pd.DataFrame) -> pd.DataFrame:
         rows.append({"subset": subset, "baseline_accuracy": means.accuracy.get(1.0, np.nan), "alpha_on_validation": on_validation,
                      "its_test_accuracy": means.accuracy[on_validation], "alpha_on_test": on_test, "best_test_accuracy": means.accuracy[on_test]})
     return pd.DataFrame(rows)
+
+# %% ../nbs/07_results.ipynb #11f17358
+def compare_first_losses(runs_dir: str | Path, dataset: str) -> pd.DataFrame:
+    "Mean ± sd of the clip accuracy in per cent (number of seeds): a row a first loss and subset, a column a value of alpha."
+    found = {path.parts[-4].removeprefix("first_loss=") for path in Path(runs_dir, dataset).glob("*/first_loss=*/alpha=*/seed=*")}
+    tables = []
+    for name in ["cross_entropy", *sorted(found)]:
+        cells = collect_runs(runs_dir, dataset, first_loss=name).groupby(["subset", "alpha"], sort=False).accuracy
+        text = cells.agg(lambda a: f"{100 * a.mean():.1f}" + (f" ± {100 * a.std():.1f}" if len(a) > 1 else "") + f" ({len(a)})")
+        tables.append(pd.concat({name: text.unstack()}, names=["first loss"]))
+    return pd.concat(tables).fillna("–").sort_index(axis=1)
 
 # %% ../nbs/07_results.ipynb #d1cf2f8f
 def plot_accuracy(results: pd.DataFrame, runs: pd.DataFrame, subset: str, ax) -> None:

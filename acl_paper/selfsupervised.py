@@ -292,7 +292,7 @@ def _check(right, name, expected, value):
 # %% ../nbs/10_selfsupervised.ipynb #b7933873
 PRESETS = {
     "paper": {},
-    "small": dict(width=16, epochs=40, batch_size=64, n_neighbours=20, watch_every=5),
+    "small": dict(width=16, epochs=20, batch_size=64, n_neighbours=20, watch_every=5),
 }
 
 

@@ -27,6 +27,7 @@ from .data import SUBSETS, DatasetError, Progress, class_names, select_subset, s
 from .features import FeatureConfig, FeatureStore, Scaler, fit_scaler, test_patch_starts, training_patch_starts
 from .losses import AngularContrastiveLoss, check_alpha, pairwise_angles
 from .model import PaperCNN
+from .robust_losses import FIRST_LOSSES
 
 # %% ../nbs/05_training.ipynb #8f42b239
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class TrainConfig:
     ValueError
         for a value that cannot be, naming the setting and what it may be.
     """
-    alpha: float = 0.5  # weight of the cross-entropy; 1 is the baseline
+    alpha: float = 0.5  # weight of the first loss; 1 is the baseline
+    first_loss: str = "cross_entropy"  # or one of the noise-robust losses of 04b
     subset: str = "clean"  # all, clean, noisy or noisy_small
     seed: int = 0  # initial weights, shuffling and dropout
     epochs: int = 99  # the released code counts to 100 and trains 99
@@ -70,7 +72,7 @@ class TrainConfig:
         _check(self.batch_size >= 2, "batch_size", "at least 2 (batch norm and pairs need two samples)", self.batch_size)
 
 # %% ../nbs/05_training.ipynb #dbe99e56
-CHOICES = {"subset": SUBSETS, "label_order": ("released", "numeric"), "stratify": ("auto", "always", "never"), "scaler_over": ("patches", "frames"),
+CHOICES = {"subset": SUBSETS, "first_loss": tuple(FIRST_LOSSES), "label_order": ("released", "numeric"), "stratify": ("auto", "always", "never"), "scaler_over": ("patches", "frames"),
            "validation": ("complete", "released"), "keep": ("best", "last"), "precision": ("float32", "bfloat16")}
 
 
@@ -306,7 +308,7 @@ def fit(split: Split, config: TrainConfig = TrainConfig(), *, features: FeatureC
 
 # %% ../nbs/05_training.ipynb #e81b1bda
 def _fit(model, split, config, report_every_s):
-    loss = AngularContrastiveLoss(config.alpha, margin_rad=config.margin_rad)
+    loss = AngularContrastiveLoss(config.alpha, margin_rad=config.margin_rad, first_loss=FIRST_LOSSES[config.first_loss])
     optimiser = torch.optim.Adam(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimiser, factor=config.lr_factor, patience=config.lr_patience)
     shuffling = torch.Generator().manual_seed(config.seed)
@@ -327,7 +329,7 @@ def _fit(model, split, config, report_every_s):
     return pd.DataFrame(history), best_epoch, weights
 
 # %% ../nbs/05_training.ipynb #ef7c4fff
-def _named(kind, losses): return dict(zip((f"{kind}_loss", f"{kind}_cross_entropy", f"{kind}_angular"), losses))
+def _named(kind, losses): return dict(zip((f"{kind}_loss", f"{kind}_first", f"{kind}_angular"), losses))
 
 
 def _validate(model, patches, loss, config, shuffling):
@@ -344,7 +346,7 @@ def _validate(model, patches, loss, config, shuffling):
 
 
 def _check_finite(row):
-    wrong = [name for name, value in row.items() if name.endswith(("loss", "cross_entropy", "angular")) and not math.isfinite(value)]
+    wrong = [name for name, value in row.items() if name.endswith(("_loss", "_first", "_angular")) and not math.isfinite(value)]
     if wrong: raise FloatingPointError(f"training diverged in epoch {row['epoch']}: {', '.join(wrong)} not finite; try a smaller learning_rate")
 
 # %% ../nbs/05_training.ipynb #8ca5c90e
@@ -362,8 +364,8 @@ def plot_history(history: pd.DataFrame, axes) -> None:
     losses, parts, angles = axes
     for kind, style in (("train", "-"), ("validation", "--")):
         losses.plot(history.epoch, history[f"{kind}_loss"], "k" + style, label=kind)
-        for name, color in (("cross-entropy", "C0"), ("angular", "C1")):
-            parts.plot(history.epoch, history[f"{kind}_{name.replace('-', '_')}"], color + style, label=name if kind == "train" else None)
+        for part, color in (("first", "C0"), ("angular", "C1")):
+            parts.plot(history.epoch, history[f"{kind}_{part}"], color + style, label=f"{part} loss" if kind == "train" else None)
     for ax, label in ((losses, "total loss"), (parts, "parts of the loss")):
         ax.set(xlabel="epoch", ylabel=label)
         ax.legend()
@@ -388,7 +390,8 @@ def check_parameters(cells: list[str]) -> None:
 # %% ../nbs/05_training.ipynb #595fac64
 def run_folder(runs_dir: str | Path, dataset: str, config: TrainConfig) -> Path:
     "Where the run of one cell lives."
-    return Path(runs_dir)/dataset/config.subset/f"alpha={config.alpha}"/f"seed={config.seed}"
+    other = [] if config.first_loss == "cross_entropy" else [f"first_loss={config.first_loss}"]
+    return Path(runs_dir, dataset, config.subset, *other, f"alpha={config.alpha}", f"seed={config.seed}")
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -8,14 +8,14 @@ __all__ = ['TRAINING_MODULES', 'PAPER_GRID', 'SYNTHETIC_GRID', 'code_tree', 'cod
            'snakemake_command', 'acl_reproduce', 'unfinished']
 
 # %% ../nbs/14_workflow.ipynb #c132493a
-import ast, fcntl, hashlib, json, os, re, shlex, shutil, subprocess, sys, tempfile
+import ast, fcntl, hashlib, json, logging, os, re, shlex, shutil, subprocess, sys, tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 # %% ../nbs/14_workflow.ipynb #c9e3cf82
 import psutil
 from fastcore.script import call_parse
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from traitlets.config import Config
 
 # %% ../nbs/14_workflow.ipynb #ad7f12be
@@ -178,7 +178,7 @@ class CellEngine:
     @staticmethod
     def execute_notebook(nb, kernel_name, output_path=None, **settings):
         from papermill.engines import NBClientEngine
-        with tempfile.TemporaryDirectory(prefix="acl-", dir=_short_folder()) as sockets, FileLock(_lock_path(output_path, sockets)):
+        with tempfile.TemporaryDirectory(prefix="acl-", dir=_short_folder()) as sockets, _alone(_lock_path(output_path, sockets)):
             config = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/k"}})
             return NBClientEngine.execute_notebook(nb, kernel_name, output_path=output_path, config=config, **settings)
 
@@ -193,6 +193,13 @@ class CellEngine:
         return nb_language(nb, language)
 
 # %% ../nbs/14_workflow.ipynb #b1fab02b
+def _alone(path):
+    "The lock at `path`, acquired; says so if that means to wait."
+    try: return FileLock(path).acquire(timeout=0)
+    except Timeout: logging.getLogger("papermill").warning("waiting for a process of an earlier call that still runs this notebook")
+    return FileLock(path).acquire()
+
+
 def _lock_path(output_path, otherwise):
     "A hidden file beside the output; output to a stream or to a remote store has no lock of its own."
     output = str(output_path or "-")

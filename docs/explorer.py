@@ -126,7 +126,7 @@ def page(root: Path) -> str:
     for table in found:
         dataset, synthetic, ran = table.dataset.iloc[0], bool(table.synthetic.any()), bool((table.n_seeds > 0).any())
         script, markup = components(chart(table, n_clips), wrap_script=False)
-        identity = stable_ids(script, markup)
+        identity = stable_ids(script, markup, f"{dataset}-")
         script, markup = identity(script), identity(markup)
         text += [f"## {'On ' + dataset if ran else 'Published, on FSDnoisy18k'}{' (synthetic)' if synthetic else ''}",
                  SYNTHETIC.replace("DATASET", dataset) if synthetic else "" if ran else NOTHING_YET,
@@ -137,10 +137,8 @@ def page(root: Path) -> str:
     return "\n\n".join([*text, scripts]) + "\n"
 
 
-def stable_ids(script: str, markup: str):
+def stable_ids(script: str, markup: str, prefix: str):
     "Bokeh draws new identifiers for each document; numbers in order of appearance make two builds the same."
-    found = list(dict.fromkeys(re.findall(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", script + markup)))
-    def rename(text):
-        for number, identity in enumerate(found): text = text.replace(identity, f"id-{number}")
-        return text
-    return rename
+    pattern = r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b|\bp\d{4,}\b"
+    numbers = {identity: f"{prefix}{number}" for number, identity in enumerate(dict.fromkeys(re.findall(pattern, script + markup)))}
+    return lambda text: re.sub(pattern, lambda match: numbers[match[0]], text)

@@ -30,6 +30,7 @@ def refresh(path: Path) -> bool:
     for cell in skipped: cell.metadata.setdefault("tags", []).append("skip-execution")
     NotebookClient(notebook, timeout=1800, kernel_name="python3", coalesce_streams=True, extra_arguments=["--log-level=ERROR"],
                    resources={"metadata": {"path": str(path.parent)}}).execute()
+    notebook.metadata.pop("widgets", None)  # sliders do nothing without a kernel, and their identifiers change with every run
     for cell in skipped:
         cell.metadata.tags.remove("skip-execution")
         if not cell.metadata.tags: del cell.metadata["tags"]

@@ -14,13 +14,11 @@ REFERENCE = SHARED / "reference"
 REAL_MINI = SHARED / "data" / "real-mini"
 BIN = Path(sys.executable).parent  # not resolved: in a virtual environment the commands lie beside the link
 
-NOT_COPIED = (".git", ".venv*", "*.egg-info", "__pycache__", ".pytest_cache", ".ipynb_checkpoints", "data", "build", "dist")
-
 
 def environment(**changes):
     """The environment of a child process: one thread, and nothing that points to another data set."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("ACL_DATA", "IN_TEST")}
-    return kept | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "PYTHONDONTWRITEBYTECODE": "1"} | changes
+    kept = {name: value for name, value in os.environ.items() if name not in ("ACL_DATA", "IN_TEST", "MPLBACKEND")}
+    return kept | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"} | changes
 
 
 def command(name, *arguments):
@@ -34,11 +32,15 @@ def run(arguments, *, cwd=ROOT, timeout=300, **options):
 
 
 def copy_of_repository(folder):
-    """A copy of the repository in `folder`, with the shared folder beside it where there is one, as beside the original."""
+    """A copy of the repository in `folder`, without what git ignores, and with the shared folder beside it where there is one."""
     copy = Path(folder) / "repository"
-    runs = lambda path, names: [n for n in names if n != "README.md"] if Path(path) == ROOT / "runs" else []  # noqa: E731
-    usual = shutil.ignore_patterns(*NOT_COPIED)
-    shutil.copytree(ROOT, copy, ignore=lambda path, names: {*usual(path, names), *runs(path, names)})
+    ignored = [line.rstrip("/") for line in (ROOT / ".gitignore").read_text().split() if not line.startswith(("!", "runs"))]
+    by_name = shutil.ignore_patterns(".git", *ignored)
+
+    def left_out(path, names):
+        return {*by_name(path, names), *([name for name in names if name != "README.md"] if Path(path) == ROOT / "runs" else [])}
+
+    shutil.copytree(ROOT, copy, ignore=left_out)
     if SHARED.is_dir():
         (Path(folder) / "shared").symlink_to(SHARED)
     return copy

@@ -2,10 +2,12 @@
 import ast
 import json
 import re
+import subprocess
+import time
 
 import nbformat
 import pytest
-from helpers import ROOT, command, contents, copy_of_repository, run
+from helpers import ROOT, command, contents, copy_of_repository, environment, run
 
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 NAMES = [path.name for path in NOTEBOOKS]
@@ -37,15 +39,26 @@ def nbdev(name, *arguments, cwd):
 
 
 def test_nbdev_test(copy):
-    """Every notebook runs to its end and leaves no file behind. nbdev_test says Success also when it found nothing to run, so they are counted."""
-    before = contents(copy)
-    told = nbdev("nbdev_test", "--do_print", "--n_workers", 2, cwd=copy)
-    assert "Success." in told
+    """Every notebook runs to its end, leaves no file behind and no process that is waited for.
+
+    nbdev_test says Success also when it found nothing to run, so the notebooks are counted.
+    """
+    before, lines = contents(copy), []
+    arguments = command("nbdev_test", "--do_print", "--n_workers", 2)
+    with subprocess.Popen(arguments, cwd=copy, env=environment(PYTHONPATH=str(copy)), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        for line in process.stdout:
+            lines.append(line)
+            if "- Completed" in line:
+                last_completed = time.monotonic()
+    waited_s = time.monotonic() - last_completed
+    told = "".join(lines)
+    assert process.returncode == 0 and "Success." in told, told
     completed = re.findall(r"- Completed .*?([^/\\]+\.ipynb)", told)
     expected = [path.name for path in NOTEBOOKS if not is_skipped(path)]
     assert sorted(completed) == expected and len(expected) >= 7
     after = contents(copy)
     assert sorted(after) == sorted(before) and after == before
+    assert waited_s < 60
 
 
 def test_nbdev_export_changes_nothing(copy):
