@@ -228,7 +228,7 @@ def chosen_alphas(runs: pd.DataFrame) -> pd.DataFrame:
 # %% ../nbs/07_results.ipynb #11f17358
 def compare_first_losses(runs_dir: str | Path, dataset: str) -> pd.DataFrame:
     "Mean ± sd of the clip accuracy in per cent (number of seeds): a row a first loss and subset, a column a value of alpha."
-    found = {path.parts[-4].removeprefix("first_loss=") for path in Path(runs_dir, dataset).glob("*/first_loss=*/alpha=*/seed=*")}
+    found = {path.parts[-4].removeprefix("first_loss=") for path in Path(runs_dir, dataset).glob("*/first_loss=*/alpha=*/seed=*/metrics.json")}
     tables = []
     for name in ["cross_entropy", *sorted(found)]:
         cells = collect_runs(runs_dir, dataset, first_loss=name).groupby(["subset", "alpha"], sort=False).accuracy
