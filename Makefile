@@ -1,4 +1,9 @@
-# make demo   train and test on the embedded mini data set     make test   all tests
+# make demo        train and test on the embedded mini data set
+# make test        all tests
+# make reproduce   the paper's table with its figures; the same command goes on after an interruption (SNAKEMAKE=-n: what is left to do)
+# make results     the table and the figures of the runs that are there
+# make docs        the site, in _build/html
+# make notebooks   run the notebooks again and keep their outputs     make readme   README.md from nbs/index.ipynb
 # Each works on a bare clone: the environment is made on first use.
 PYTHON ?= python3
 VENV   ?= .venv
@@ -10,7 +15,7 @@ SUBSET ?= clean
 SEED   ?= 0
 DEMO   := runs/mini/$(SUBSET)/alpha=$(ALPHA)/seed=$(SEED)
 
-.PHONY: setup demo test clean
+.PHONY: setup demo test reproduce results docs notebooks readme clean
 setup: $(READY)
 
 $(READY): constraints.txt settings.ini setup.py
@@ -27,5 +32,30 @@ demo: $(READY)
 test: $(READY)
 	PATH="$(BIN):$$PATH" python -m pytest tests -ra
 
+# DATA=folder ALPHAS="1 0.5" SUBSETS="clean noisy_small" SEEDS="0 1" EPOCHS=40 JOBS=2 THREADS=1 GPUS=1 CELLS_PER_GPU=4 PROFILE=profiles/slurm
+RUNS    ?= runs
+FIGURES ?= figures
+option   = $(if $($(2)),--$(1) '$($(2))')
+
+reproduce: $(READY)
+	PATH="$(BIN):$$PATH" acl_reproduce --runs '$(RUNS)' --figures '$(FIGURES)' $(call option,data,DATA) $(call option,dataset,DATASET) \
+	  $(call option,alphas,ALPHAS) $(call option,subsets,SUBSETS) $(call option,seeds,SEEDS) $(call option,epochs,EPOCHS) \
+	  $(call option,jobs,JOBS) $(call option,threads,THREADS) $(call option,gpus,GPUS) $(call option,cells_per_gpu,CELLS_PER_GPU) \
+	  $(call option,profile,PROFILE) $(if $(SNAKEMAKE),--more='$(SNAKEMAKE)')
+
+results: $(READY)
+	mkdir -p '$(FIGURES)/$(or $(DATASET),mini)'
+	PATH="$(BIN):$$PATH" papermill nbs/results.ipynb '$(FIGURES)/$(or $(DATASET),mini)/results.ipynb' -k python3 --no-progress-bar --log-level WARNING \
+	  --stdout-file /dev/stdout -r dataset '$(or $(DATASET),mini)' -r runs_dir '$(RUNS)' -r figures_dir '$(FIGURES)'
+
+docs: $(READY)
+	$(BIN)/python docs/build.py
+
+notebooks: $(READY)
+	$(BIN)/python docs/refresh_notebooks.py
+
+readme: $(READY)
+	$(BIN)/python docs/make_readme.py
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) _build build *.egg-info

@@ -100,10 +100,10 @@ rule train:
         **{f"gpu{i}": lambda wildcards, i=i: int(gpu_of(wildcards) == i) for i in range(len(GPUS))},  # one share of its card
         **({"card": lambda wildcards: GPUS[gpu_of(wildcards)]} if GPUS else {}),
     shell:
-        "export OMP_NUM_THREADS={threads} MPLBACKEND=agg\n"
+        ": > {log.text}\nexport OMP_NUM_THREADS={threads} MPLBACKEND=agg\n"
         + ("export CUDA_VISIBLE_DEVICES={resources.card}\n" if GPUS else "")
         + f"{PAPERMILL} {{input.notebook}} {{log.notebook}} -r dataset {NAME} -r data_dir {ROOT} -r runs_dir {RUNS} -r features_dir {FEATURES}"
-        " -p alpha {wildcards.alpha} -p subset {wildcards.subset} -p seed {wildcards.seed} -p epochs {params.epochs} > {log.text} 2>&1"
+        " -p alpha {wildcards.alpha} -p subset {wildcards.subset} -p seed {wildcards.seed} -p epochs {params.epochs} >> {log.text} 2>&1"
 
 
 rule results:

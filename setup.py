@@ -24,10 +24,11 @@ setup(
     package_data={"acl_paper": ["*.mplstyle", "published/*.csv"]},
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split()},
+    extras_require={"dev": cfg["dev_requirements"].split(), "slurm": cfg["slurm_requirements"].split()},
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"],
+        "papermill.engine": ["acl = acl_paper.workflow:CellEngine"],
     },
     zip_safe=False,
 )

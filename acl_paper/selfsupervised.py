@@ -7,8 +7,8 @@ __all__ = ['SSL_FEATURES', 'SCALINGS', 'SELF_SUPERVISED_CONSTANT', 'PRESETS', 'C
            'two_views', 'InputScale', 'fit_input_scale', 'info_nce', 'SelfSupervisedLoss', 'grid_patches',
            'neighbour_votes', 'neighbour_predictions', 'PretrainConfig', 'preset_config', 'Pretraining',
            'pretrain_epoch', 'embed_patches', 'watch', 'save_checkpoint', 'load_checkpoint', 'Pretrained', 'pretrain',
-           'plot_pretraining', 'untrained', 'neighbour_accuracy', 'pretrain_folder', 'save_pretrained',
-           'load_pretrained', 'ProbeConfig', 'probe_clips', 'classify_patches', 'Probe', 'fit_probe',
+           'plot_pretraining', 'untrained', 'neighbour_accuracy', 'clip_embeddings', 'pretrain_folder',
+           'save_pretrained', 'load_pretrained', 'ProbeConfig', 'probe_clips', 'classify_patches', 'Probe', 'fit_probe',
            'patch_weighted_accuracy', 'three_accuracies', 'probe_predictions', 'save_probe']
 
 # %% ../nbs/10_selfsupervised.ipynb #4067a246
@@ -498,9 +498,9 @@ def _finish(run, features, classes):
 def plot_pretraining(history: pd.DataFrame, axes) -> None:
     "Draw the total loss, its two parts, and the accuracy by neighbours on three matplotlib axes."
     losses, parts, neighbours = axes
-    losses.semilogy(history.epoch, history.loss, "k")
-    parts.semilogy(history.epoch, history.info_nce, "C0", label="InfoNCE on z")
-    parts.semilogy(history.epoch, history.angular, "C1", label="angular on h")
+    losses.plot(history.epoch, history.loss, "k")
+    parts.plot(history.epoch, history.info_nce, "C0", label="InfoNCE on z")
+    parts.plot(history.epoch, history.angular, "C1", label="angular on h")
     seen = history.dropna(subset="knn_accuracy")
     neighbours.plot(seen.epoch, 100 * seen.knn_accuracy, "C2.-", label="clips")
     neighbours.plot(seen.epoch, 100 * seen.knn_macro_accuracy, "C3.--", label="mean of classes")
@@ -515,6 +515,15 @@ def untrained(train: ClipFrames, config: PretrainConfig = PretrainConfig(), *, c
     return _finish(run, features, classes)
 
 
+def _embed(pretrained, data, device):
+    "z, h and the grid patches they are of."
+    config, device = pretrained.config, choose_device(device)
+    run = Pretraining(config, pretrained.scale, len(pretrained.classes), device)
+    for name in ("encoder", "head"): getattr(run, name).load_state_dict(getattr(pretrained, name).state_dict())
+    patches = grid_patches(data.to(device), pretrained.scale, patch_frames=config.patch_frames, patch_hop=config.patch_hop)
+    return *embed_patches(run, patches), patches
+
+
 def neighbour_accuracy(pretrained: Pretrained, data: ClipFrames, *, on: str = "h", n_neighbours: int | None = None, device: str = "auto") -> pd.DataFrame:
     """What the neighbours of each clip say; see `neighbour_predictions`.
 
@@ -524,11 +533,14 @@ def neighbour_accuracy(pretrained: Pretrained, data: ClipFrames, *, on: str = "h
     n_neighbours : by default as in the configuration.
     """
     if on not in ("h", "z"): raise ValueError(f'on must be "h" or "z", got {on!r}')
-    config, device = pretrained.config, choose_device(device)
-    run = Pretraining(config, pretrained.scale, len(pretrained.classes), device)
-    for name in ("encoder", "head"): getattr(run, name).load_state_dict(getattr(pretrained, name).state_dict())
-    patches = grid_patches(data.to(device), pretrained.scale, patch_frames=config.patch_frames, patch_hop=config.patch_hop)
-    return neighbour_predictions(embed_patches(run, patches)[on == "h"], patches, pretrained.classes, n_neighbours=n_neighbours or config.n_neighbours)
+    z, h, patches = _embed(pretrained, data, device)
+    return neighbour_predictions(h if on == "h" else z, patches, pretrained.classes, n_neighbours=n_neighbours or pretrained.config.n_neighbours)
+
+
+def clip_embeddings(pretrained: Pretrained, data: ClipFrames, *, device: str = "auto") -> np.ndarray:
+    "One embedding a clip, (K, D) float32: the mean of h over its patches, each of length 1 before."
+    _, h, patches = _embed(pretrained, data, device)
+    return clip_outputs(h, h, patches).embeddings.cpu().numpy()
 
 # %% ../nbs/10_selfsupervised.ipynb #f0c23f56
 def pretrain_folder(runs_dir: str | Path, dataset: str, config: PretrainConfig) -> Path:

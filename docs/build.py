@@ -122,7 +122,7 @@ def stage_notebook(path: Path):
 
 
 def table_of_contents() -> str:
-    label = lambda name: name if not name[:2].isdigit() else f"{name[:2]} · {title(name)} <{name}>"
+    label = lambda name: name if not name[:2].isdigit() else f"{name.split('_')[0]} · {title(name)} <{name}>"
     tree = lambda caption, names: f"```{{toctree}}\n:hidden:\n:caption: {caption}\n\n" + "\n".join(map(label, names)) + "\n```\n"
     parts = [tree(caption, names) for caption, names in sections().items() if names]
     return "\n".join([*parts, tree("Reference", ["api/index"]), tree("Project", ["contributing", "changelog"])])

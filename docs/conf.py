@@ -87,6 +87,11 @@ def document_command(app, what, name, obj, options, lines):
     if described: lines += ["", "Parameters", "----------", *(f"{k} : {' '.join(v.split())}" for k, v in described.items()), ""]
 
 
+def skip_member(app, what, name, obj, skip, options):
+    "Fields of named tuples have no docstring of their own (`Alias for field number 0`); the class's says what they are."
+    return True if type(obj).__name__ == "_tuplegetter" else None
+
+
 def link_names(app, doctree, docname):
     "Code in running text that names a public object or a module of the package becomes a link to its page."
     objects, short = app.env.domains["py"].objects, {}
@@ -109,5 +114,6 @@ def setup(app):
     app.connect("builder-inited", copy_scripts)
     app.connect("autodoc-process-docstring", document_command, priority=90)
     app.connect("autodoc-process-docstring", escape_docstring, priority=100)
+    app.connect("autodoc-skip-member", skip_member)
     app.connect("doctree-resolved", link_names)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

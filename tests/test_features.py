@@ -17,7 +17,7 @@ import soundfile
 from helpers import ROOT, command, environment, make_data_set, run, write_tables
 
 from acl_paper.data import audio_path, load_clips
-from acl_paper.features import FeatureConfig, extract_features, open_feature_store
+from acl_paper.features import FeatureConfig, extract_features, log_mel, normalise_and_repeat, open_feature_store, read_audio
 
 STORE = f"{FeatureConfig().digest}.h5"
 
@@ -77,7 +77,11 @@ def test_killed_and_run_again(tmp_path):
     assert re.search(r"300/300 clips  [\d.]+ clips/s", text) and "\r" not in text
     assert sorted(p.name for p in store_path(tmp_path / "f").parent.iterdir() if p.suffix != ".lock") == [STORE]
     undisturbed = extract_features(root, tmp_path / "undisturbed.h5", report_every_s=None)
-    assert same_store(open_feature_store(store_path(tmp_path / "f")), undisturbed)
+    store = open_feature_store(store_path(tmp_path / "f"))
+    assert same_store(store, undisturbed)
+    for clip in (0, 63, 64, 130, 255, 298, 299):  # and every clip's frames are its own
+        split, fname = store.clips.split[clip], store.clips.fname[clip]
+        assert np.array_equal(store[clip], log_mel(normalise_and_repeat(read_audio(audio_path(root, split, fname))[0])))
 
 
 @contextmanager
@@ -170,16 +174,22 @@ def test_bad_clips(bad_clips, tmp_path):
 
 
 def test_mended_clips(bad_clips, tmp_path):
-    """A file that was put right is read, and the others are not left out of the store for it."""
+    """A file that was put right is read, also where its size stays the same, and is not left out of the store for what it was."""
     root, bad = bad_clips
     assert run(acl_features(root, tmp_path / "f"), cwd=tmp_path).returncode == 1
+    sound = audio_path(root, "train", "20.wav").read_bytes()
     for name in bad:
-        audio_path(root, "train", name).write_bytes(audio_path(root, "train", "20.wav").read_bytes())
-    assert run(acl_features(root, tmp_path / "f"), cwd=tmp_path).returncode == 0
+        audio_path(root, "train", name).write_bytes(sound)
+    audio_path(root, "train", "60.wav").write_bytes(b"?" * len(sound))
+    failed = run(acl_features(root, tmp_path / "f"), cwd=tmp_path)
+    assert failed.returncode == 1 and re.findall(r"^  train/(\S+):", failed.stderr, re.M) == ["60.wav"]
+    audio_path(root, "train", "60.wav").write_bytes(sound)
+    done = run(acl_features(root, tmp_path / "f"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     store = open_feature_store(store_path(tmp_path / "f"))
     assert (store.clips.n_frames > 0).all()
-    mended, twenty = (np.flatnonzero(store.clips.fname == name)[0] for name in ("30.wav", "20.wav"))
-    assert np.array_equal(store[mended], store[twenty])
+    numbers = {name: np.flatnonzero((store.clips.fname == name) & (store.clips.split == "train"))[0] for name in ("20.wav", "30.wav", "60.wav")}
+    assert np.array_equal(store[numbers["30.wav"]], store[numbers["20.wav"]]) and np.array_equal(store[numbers["60.wav"]], store[numbers["20.wav"]])
 
 
 def test_two_processes_make_one_store(clips_300, tmp_path):
@@ -238,10 +248,10 @@ def imports(path):
 
 def test_modules_import_lower_numbers_only():
     numbers = {}
-    for path in (ROOT / "nbs").glob("[0-9][0-9]_*.ipynb"):
+    for path in (ROOT / "nbs").glob("[0-9][0-9]*_*.ipynb"):
         sources = ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"]]
         exported = next(re.search(r"^#\| *default_exp +(\w+)", source, re.M) for source in sources if "default_exp" in source)
-        numbers[exported[1]] = int(path.name[:2])
+        numbers[exported[1]] = path.name.split("_")[0]  # "04b" comes after "04" and before "05"
     modules = {path.stem: imports(path) for path in (ROOT / "acl_paper").glob("*.py") if not path.name.startswith("_")}
     assert set(modules) == set(numbers)  # every module comes from a numbered notebook, and every one of these makes a module
     assert modules["training"] >= {"data", "features", "losses", "model"}  # imports are found at all

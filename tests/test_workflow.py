@@ -158,10 +158,13 @@ def test_2_a_killed_driver_is_noticed_and_the_rest_is_finished(project):
     driver.kill()
     driver.wait()  # not communicate(): its orphans hold the other end of the pipe
     assert orphans and all(p.is_running() for p in orphans), "the cell should have outlived its driver"
-    done = reproduce(project, **GRID, jobs=2)
-    assert done.returncode == 0, done.stderr
-    assert "waiting for a process of an earlier call" in text_of(project / SECOND / "train.log")
-    assert count("train", done.stdout + done.stderr) == 1
+    for p in orphans: p.suspend()
+    driver = start(project, **GRID, jobs=2)
+    wait_for(lambda: "waiting for a process of an earlier call" in text_of(project / SECOND / "train.log"), "the two to meet in one cell")
+    for p in orphans: p.resume()
+    error = driver.communicate(timeout=300)[1]
+    assert driver.returncode == 0, error
+    assert count("train", error) == 1
     assert (project / FIRST / "metrics.json").stat().st_mtime_ns == first
     config = json.loads((project / SECOND / "config.json").read_text())["training"]
     assert (config["alpha"], config["subset"], config["seed"], config["epochs"]) == (0.5, "clean", 0, 8)

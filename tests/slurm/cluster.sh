@@ -64,7 +64,7 @@ MinJobAge=600
 ReturnToService=2
 SchedulerParameters=batch_sched_delay=0,sched_min_interval=0
 GresTypes=gpu,shard
-NodeName=$host NodeAddr=127.0.0.1 CPUs=$(nproc) RealMemory=$memory Gres=gpu:2,shard:8 State=UNKNOWN
+NodeName=$host NodeAddr=127.0.0.1 CPUs=$(getconf _NPROCESSORS_ONLN) RealMemory=$memory Gres=gpu:2,shard:8 State=UNKNOWN
 PartitionName=gpu Nodes=$host Default=YES State=UP MaxTime=INFINITE
 CONF
   slurmctld
