@@ -99,7 +99,7 @@ def read_audio(path: str | Path, sample_rate: int = 44_100) -> tuple[np.ndarray,
     try:
         with soundfile.SoundFile(path) as file:
             info, rate = file.extra_info, file.samplerate
-            samples = file.read(dtype="float32", always_2d=True)
+            samples = file.read(dtype="int16" if file.subtype == "PCM_16" else "float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise AudioError(f"{path}: not a readable audio file ({error.error_string})") from error
     return _checked_mono(path, samples, rate, info, sample_rate)
@@ -109,6 +109,7 @@ def _checked_mono(path, samples, rate, info, sample_rate):
     cut_short = next((line for line in info.splitlines() if line.startswith("data") and "should be" in line), None)
     if cut_short: raise AudioError(f"{path}: cut short, its header promises more than the file holds ({cut_short})")
     if len(samples) == 0: raise AudioError(f"{path}: the file holds no samples")
+    if samples.dtype == np.int16: samples = samples * np.float32(2**-15)
     if not np.isfinite(samples).all(): raise AudioError(f"{path}: holds values that are not finite")
     notes = []
     if samples.shape[1] > 1: notes.append(f"{samples.shape[1]} channels mixed down")
@@ -132,7 +133,7 @@ def normalise_and_repeat(samples: np.ndarray, config: FeatureConfig = FeatureCon
     (max(n, min_duration_s * sample_rate),) float64 in (-1, 1). Silence stays silence.
     """
     y = samples - np.mean(samples, dtype=np.float64)
-    y /= np.abs(y).max() + config.peak_offset
+    y /= max(y.max(), -y.min()) + config.peak_offset
     shortest = round(config.min_duration_s * config.sample_rate)
     return np.resize(y, shortest) if len(y) < shortest else y
 
@@ -156,7 +157,7 @@ def log_mel_literal(y: np.ndarray, config: FeatureConfig = FeatureConfig()) -> n
 @lru_cache
 def _window_and_filters(config):
     window = get_window(config.window, config.win_length)
-    return window, csr_matrix(mel_filters(config).T.astype(np.float64))
+    return window, csr_matrix(mel_filters(config).astype(np.float64))
 
 
 def log_mel(y: np.ndarray, config: FeatureConfig = FeatureConfig(), *, block_frames: int = 64) -> np.ndarray:
@@ -176,11 +177,13 @@ def log_mel(y: np.ndarray, config: FeatureConfig = FeatureConfig(), *, block_fra
     padded = np.pad(y, config.n_fft // 2)[start:]
     frames = np.lib.stride_tricks.sliding_window_view(padded, config.win_length)[::config.hop_length]
     mel = np.empty((1 + len(y) // config.hop_length, config.n_mels), np.float32)
+    windowed = np.zeros((block_frames, config.n_fft))
     for i in range(0, len(mel), block_frames):
         block = frames[i:min(i + block_frames, len(mel))]
-        spectrum = scipy.fft.rfft(block * window, n=config.n_fft)
+        np.multiply(block, window, out=windowed[:len(block), :config.win_length])
+        spectrum = scipy.fft.rfft(windowed[:len(block)])
         power = spectrum.real**2 + spectrum.imag**2
-        mel[i:i + len(block)] = np.log10(power @ filters + config.log_offset)
+        mel[i:i + len(block)] = np.log10(filters @ power.T + config.log_offset).T
     return mel
 
 # %% ../nbs/02_features.ipynb #23686dde

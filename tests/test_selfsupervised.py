@@ -29,7 +29,7 @@ TINY = ["-p", "epochs", 2, "-p", "width", 4, "-p", "batch_size", 16, "-p", "chec
 def mini(tmp_path_factory):
     """A tiny mini data set."""
     folder = tmp_path_factory.mktemp("mini") / "mini"
-    make_mini(folder, clean_per_class=2, noisy_per_class=3, noisy_small_per_class=1, test_per_class=1, every_s=None)
+    make_mini(folder, clean_per_class=2, noisy_per_class=3, noisy_small_per_class=1, test_per_class=2, every_s=None)
     return folder
 
 
@@ -81,11 +81,11 @@ def test_probe(pretrained, mini, tmp_path, task, subset):
     left = folder / f"{task}-{subset}" / "seed=271828"
     metrics, predictions = json.loads((left / "metrics.json").read_text()), pd.read_csv(left / "predictions.csv")
     right = predictions.truth == predictions.prediction
-    assert metrics["n_test_clips"] == len(predictions) == 20 and metrics["epochs"] == 2
+    assert metrics["n_test_clips"] == len(predictions) == 40 and metrics["epochs"] == 2
     assert metrics["accuracy"] == pytest.approx(right.mean()) and metrics["patch_weighted_micro_accuracy"] == pytest.approx(np.average(right, weights=predictions.n_patches))
     np.testing.assert_allclose(predictions.iloc[:, 4:].sum(axis=1), 1, atol=1e-4)
     assert json.loads((left / "config.json").read_text())["probe"]["task"] == task
-    assert "paired over 20 test clips" in outputs(tmp_path / "probe.ipynb")
+    assert "paired over 40 test clips" in outputs(tmp_path / "probe.ipynb")
 
 
 @pytest.mark.parametrize("name, arguments, says", [
