@@ -114,7 +114,7 @@ rule results:
     log:
         text=f"{TABLE.runs}/{TABLE.data.name}/results.log",
         notebook=f"{TABLE.figures}/{TABLE.data.name}/results.ipynb",
-    params: code=code_digest("nbs/results.ipynb", ("evaluation", "results"))
+    params: code=code_digest("nbs/results.ipynb")
     resources: mem_mb=2_000
     shell:
         f"MPLBACKEND=agg {PAPERMILL} {{input.notebook}} {{log.notebook}} -r dataset {NAME} -r runs_dir {RUNS} -r figures_dir {FIGURES} > {{log.text}} 2>&1"

@@ -277,13 +277,17 @@ class PretrainConfig:
     def __post_init__(self):
         if isinstance(self.augment, dict): object.__setattr__(self, "augment", AugmentConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in self.augment.items()}))
         object.__setattr__(self, "drops", tuple(self.drops))
-        SelfSupervisedLoss(self.alpha, scaling=self.scaling)
-        _check(self.temperature > 0, "temperature", "above 0", self.temperature)
-        for name, allowed in dict(subset=SUBSETS, keep=("best", "last"), precision=("float32", "bfloat16"), encoder=("resnet18", "vgg", "crnn")).items():
-            _check(getattr(self, name) in allowed, name, f"one of {', '.join(allowed)}", getattr(self, name))
-        for name in ("width", "epochs", "batch_size", "patch_frames", "patch_hop", "n_neighbours", "watch_every"):
-            _check(type(getattr(self, name)) is int and getattr(self, name) >= 1, name, "a whole number from 1", getattr(self, name))
-        _check(self.batch_size >= 2, "batch_size", "at least 2", self.batch_size)
+        _check_pretraining(self)
+
+# %% ../nbs/10_selfsupervised.ipynb #7e8db3c9
+def _check_pretraining(config):
+    SelfSupervisedLoss(config.alpha, scaling=config.scaling)
+    _check(config.temperature > 0, "temperature", "above 0", config.temperature)
+    for name, allowed in dict(subset=SUBSETS, keep=("best", "last"), precision=("float32", "bfloat16"), encoder=("resnet18", "vgg", "crnn")).items():
+        _check(getattr(config, name) in allowed, name, f"one of {', '.join(allowed)}", getattr(config, name))
+    for name in ("width", "epochs", "batch_size", "patch_frames", "patch_hop", "n_neighbours", "watch_every"):
+        _check(type(getattr(config, name)) is int and getattr(config, name) >= 1, name, "a whole number from 1", getattr(config, name))
+    _check(config.batch_size >= 2, "batch_size", "at least 2", config.batch_size)
 
 
 def _check(right, name, expected, value):

@@ -90,7 +90,7 @@ def test_history(finished):
     history = pd.read_csv(finished.folder / "history.csv")
     assert history.epoch.tolist() == [1, 2]
     for kind in ("train", "validation"):
-        total = 0.3 * history[f"{kind}_cross_entropy"] + 0.7 * history[f"{kind}_angular"]
+        total = 0.3 * history[f"{kind}_first"] + 0.7 * history[f"{kind}_angular"]
         assert np.allclose(history[f"{kind}_loss"], total, rtol=1e-5)
     metrics = json.loads(finished.first["metrics.json"])
     assert metrics["best_epoch"] == history.validation_loss.idxmin() + 1 and metrics["epochs"] == 2

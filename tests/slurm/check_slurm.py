@@ -1,14 +1,16 @@
 """The table through a real Slurm: `python -m pytest tests/slurm/check_slurm.py` (see README.md; not part of `make test`)."""
+import itertools
 import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import nbformat
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from helpers import command, copy_of_repository, environment, run  # noqa: E402
+from helpers import BIN, command, copy_of_repository, environment, run  # noqa: E402
 
 from acl_paper.mini import MiniConfig, make_mini  # noqa: E402
 
@@ -49,10 +51,6 @@ def slurm_jobs():
     return {job["JobId"]: job for job in jobs}
 
 
-def comments(jobs):
-    return [job.get("Comment", "") for job in jobs.values()]
-
-
 def test_1_a_driver_is_killed_while_its_jobs_run_and_the_next_one_finishes_the_table(project):
     driver = subprocess.Popen(**call(project, seeds="0", more="--set-threads train=1 features=2"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     logs = [project / "runs/mini" / cell / "seed=0/train.log" for cell in CELLS]
@@ -85,10 +83,19 @@ def test_3_what_is_done_is_not_done_again(project):
     assert set(slurm_jobs()) == before
 
 
-def test_4_several_cells_in_one_job(project):
+def test_4_several_cells_share_the_gpu_of_one_job(project):
     before = set(slurm_jobs())
-    reproduce(project, seeds="0 1", more="--groups train=cells --group-components cells=2")
+    inner = "acl_reproduce --alphas '1 0.5' --subsets 'clean noisy' --seeds '0 1' --epochs 2 --jobs 2 --cells_per_gpu 2"
+    job = ["sbatch", "--wait", "--gpus=1", "--cpus-per-task=2", "--mem=8G", "--output=job.log", "--wrap", f"{BIN}/{inner}"]
+    done = run(job, cwd=project, environ={"PYTHONPATH": str(project)}, timeout=550)
+    assert done.returncode == 0, (project / "job.log").read_text()[-3000:]
+    assert len(set(slurm_jobs()) - before) == 1
+    times = []
     for cell in CELLS:
-        assert (project / "runs/mini" / cell / "seed=1/metrics.json").is_file()
-    new = {number: job for number, job in slurm_jobs().items() if number not in before}
-    assert len(new) == 2 + 1, comments(new)  # four new cells in pairs, and the results
+        folder = project / "runs/mini" / cell / "seed=1"
+        assert (folder / "metrics.json").is_file()
+        ran = nbformat.read(folder / "train.ipynb", 4).metadata["papermill"]
+        times += [(ran["start_time"], 1), (ran["end_time"], -1)]
+    at_once = list(itertools.accumulate(change for _, change in sorted(times)))
+    assert max(at_once) == 2
+    assert "gpu0=1" in (project / "job.log").read_text()  # each took a share of the job's card
