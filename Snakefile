@@ -11,7 +11,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from acl_paper.workflow import code_digest, differences, hold_driver_lock, plan_table, unfinished
+from acl_paper.workflow import code_digest, differences, hold_driver_lock, last_error, plan_table, unfinished
 
 try:
     TABLE = plan_table(config)
@@ -129,4 +129,5 @@ onsuccess:
 
 
 onerror:
-    print(unfinished(TABLE) or f"all cells are done, the results failed: see {TABLE.runs}/{TABLE.data.name}/results.log", file=sys.stderr)
+    results_log = f"{TABLE.runs}/{TABLE.data.name}/results.log"
+    print(unfinished(TABLE) or f"all cells are done, the results failed: {last_error(results_log)} (all of it in {results_log})", file=sys.stderr)

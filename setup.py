@@ -21,7 +21,7 @@ setup(
     license="Apache-2.0",
     keywords=cfg["keywords"].split(),
     packages=find_packages(include=["acl_paper", "acl_paper.*"]),
-    package_data={"acl_paper": ["*.mplstyle", "published/*.csv"]},
+    package_data={"acl_paper": ["*.mplstyle", "published/*"]},
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
     extras_require={"dev": cfg["dev_requirements"].split(), "slurm": cfg["slurm_requirements"].split()},

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['SUBSETS', 'AUDIO_FOLDERS', 'CLIP_TABLES', 'EXPECTED_LAYOUT', 'DEFAULT_FOLDER', 'FSDNOISY18K_COUNTS', 'ZENODO_FILES',
-           'FSDNOISY18K_MD5', 'DatasetError', 'load_clips', 'class_names', 'audio_path', 'missing_audio',
-           'select_subset', 'dataset_summary', 'split_clips', 'is_fsdnoisy18k', 'project_root', 'find_fsdnoisy18k',
-           'Progress', 'track', 'download_fsdnoisy18k', 'acl_download']
+           'FSDNOISY18K_MD5', 'PUBLISHED_FILES', 'DatasetError', 'load_clips', 'class_names', 'audio_path',
+           'missing_audio', 'select_subset', 'dataset_summary', 'split_clips', 'is_fsdnoisy18k', 'project_root',
+           'find_fsdnoisy18k', 'Progress', 'track', 'download_fsdnoisy18k', 'published_sums', 'download_files',
+           'acl_download']
 
 # %% ../nbs/00_data.ipynb #cbf0003a
 import contextlib, errno, math, os, shlex, shutil, stat, time, warnings, zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.resources import files
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
@@ -603,22 +605,83 @@ def _closing_report(dest: Path) -> list[str]:
     option = "" if dest.resolve() == (project_root() / DEFAULT_FOLDER).resolve() else f" -p data_dir {shlex.quote(str(dest))}"
     return [*lines, "Train on it:", f"  papermill nbs/train.ipynb out.ipynb -p alpha 0.5 -p subset clean{option}"]
 
-# %% ../nbs/00_data.ipynb #7f74cb69
+# %% ../nbs/00_data.ipynb #26972056
+PUBLISHED_FILES = {
+    "embeddings": "https://raw.githubusercontent.com/shanwangshan/uniformity_tolerance/28b4416a40c4d7f8e113d0efcb28f19c0b58910f",
+    "weights": "https://raw.githubusercontent.com/edufonseca/uclser20/3ef0d2377b18ef7611fa685c0c2aeee4090196ea/pth",
+}
+
+
+def published_sums(kind: str) -> dict[str, str]:
+    "SHA-256 of each published file of a kind (embeddings, weights), by name."
+    lines = (files("acl_paper")/f"published/{kind}.sha256").read_text().splitlines()
+    return {name: digest for digest, name in (line.split() for line in lines)}
+
+# %% ../nbs/00_data.ipynb #9af371d8
+def download_files(dest: str | Path, base_url: str, sums: Mapping[str, str], *, retries: int = 5) -> list[Path]:
+    """Fetch files one by one, check each, and go on where an earlier call was stopped.
+
+    Parameters
+    ----------
+    dest : str or Path
+        Folder to put them in; made where it does not exist.
+    base_url : str
+        The files lie at `<base_url>/<name>`.
+    sums : mapping from name to SHA-256
+        The files there are.
+    retries : int, default 5
+        How many requests in a row may bring nothing new before giving up.
+
+    Returns
+    -------
+    list of Path
+        The files that were fetched by this call.
+
+    Raises
+    ------
+    DatasetError
+        If a file cannot be fetched or is not the published one. A file that was there before and differs is never replaced.
+    """
+    import pooch
+    fetched, dest = [], Path(dest)
+    for name, expected in sums.items():
+        path = dest / name
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(path.name + ".part")
+            _fetch(f"{base_url.rstrip('/')}/{name}", part, retries)
+        else: part = path
+        actual = pooch.file_hash(str(part), alg="sha256")
+        if actual != expected:
+            if part != path: part.unlink()
+            raise DatasetError(f"{path} is not the published file: its SHA-256 is {actual}, not {expected}." + (" Move it away to fetch it again." if part == path else ""))
+        if part != path:
+            os.replace(part, path)
+            fetched.append(path)
+    return fetched
+
+# %% ../nbs/00_data.ipynb #073b9c4a
 @call_parse
 def acl_download(
-    dest: str = DEFAULT_FOLDER, # Folder for the data set; the default one lies in the project's folder
+    dest: str = None, # Folder to download to; by default data/FSDnoisy18k, data/embeddings or data/weights in the project's folder
+    embeddings: bool = False, # Download the published embeddings instead of the data set
+    weights: bool = False, # Download the published weights of two encoders instead
     parts: str = "all", # Or some of: meta,doc,audio_test,audio_train
-    base_url: str = ZENODO_FILES, # Where the zip files lie, for a mirror
+    base_url: str = None, # Where the files lie, for a mirror
     md5s: str = None, # File made by md5sum, for other zip files in the same layout
     keep_zips: bool = False, # Keep the zip files once they are unpacked
     retries: int = 5, # How many requests in a row may bring nothing new before giving up
 ):
-    "Download FSDnoisy18k (42.5 hours of audio), check it and unpack it. Run it again to go on after an interruption."
-    folder = project_root() / dest if dest == DEFAULT_FOLDER else Path(dest).expanduser()
+    "Download FSDnoisy18k (42.5 hours of audio), check it and unpack it; or the published embeddings or weights. Run it again to go on after an interruption."
+    kind = "embeddings" if embeddings else "weights" if weights else "FSDnoisy18k"
+    folder = Path(dest).expanduser() if dest else project_root() / "data" / kind
     chosen = None if parts == "all" else parts.replace(",", " ").split()
     try:
+        if kind in PUBLISHED_FILES:
+            fetched = download_files(folder, base_url or PUBLISHED_FILES[kind], published_sums(kind), retries=retries)
+            return print(f"{len(fetched)} files fetched; all {len(published_sums(kind))} are in {folder} and are the published ones")
         sums = _read_md5s(md5s) if md5s else FSDNOISY18K_MD5
-        download_fsdnoisy18k(folder, parts=chosen, base_url=base_url, md5s=sums, keep_zips=keep_zips, retries=retries)
+        download_fsdnoisy18k(folder, parts=chosen, base_url=base_url or ZENODO_FILES, md5s=sums, keep_zips=keep_zips, retries=retries)
         print(*_closing_report(folder), sep="\n")
     except (DatasetError, OSError) as error: raise SystemExit(f"acl_download: {error}") from None
     except KeyboardInterrupt: raise SystemExit("\nacl_download: stopped. Nothing is lost: the same command goes on from here.") from None

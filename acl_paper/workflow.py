@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PAPER_GRID', 'SYNTHETIC_GRID', 'code_tree', 'modules_behind', 'code_digest', 'TableData', 'table_data', 'Table',
            'plan_table', 'differences', 'CellEngine', 'DriverAlive', 'hold_driver_lock', 'visible_gpus',
-           'snakemake_command', 'acl_reproduce', 'unfinished']
+           'snakemake_command', 'acl_reproduce', 'unfinished', 'last_error']
 
 # %% ../nbs/14_workflow.ipynb #c132493a
 import ast, fcntl, hashlib, json, logging, os, re, shlex, shutil, subprocess, sys, tempfile
@@ -330,15 +330,15 @@ def unfinished(table: Table) -> str:
     folders = [Path(table.folder(*cell)) for cell in table.cells]
     left = [folder for folder in folders if not (folder/"metrics.json").is_file()]
     if not left: return ""
-    lines = [f"{folder}: {_last_error(folder/'train.log')}" for folder in left]
+    lines = [f"{folder}: {last_error(folder/'train.log')}" for folder in left]
     return "\n".join([f"{len(left)} of {len(folders)} cells have no result:", *lines,
                       "Each folder keeps train.log and, as far as it came, the executed train.ipynb.",
                       "The same command goes on from here; `make results` makes the table of the cells that are done."])
 
 
-def _last_error(log):
+def last_error(log: Path) -> str:
     "The line of a log that names an exception, else that the cell was cut off or has not been started."
-    if not log.is_file(): return "not started"
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(errors="replace")).splitlines()
+    if not Path(log).is_file(): return "not started"
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", Path(log).read_text(errors="replace")).splitlines()
     errors = [line for line in lines if re.match(r"[A-Za-z_.]*(Error|Exception|Interrupt|DeadKernel\w*)\b", line)]
     return errors[-1][:200] if errors else "cut off"

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from acl_paper.data import FSDNOISY18K_MD5, DatasetError, audio_path, download_fsdnoisy18k, load_clips, missing_audio
+from acl_paper.data import FSDNOISY18K_MD5, DatasetError, audio_path, download_files, download_fsdnoisy18k, load_clips, missing_audio
 
 CHUNK = 65536  # the downloader writes whole chunks of this size
 
@@ -341,3 +341,29 @@ def test_command_killed_and_run_again(server, files, md5_file, tmp_path):
     assert names(tmp_path / "set") == ["FSDnoisy18k.audio_train"]
     assert server.gets(TRAIN)[-1]["range"] == f"bytes={kept}-"
     assert server.gets(TRAIN)[-1]["sent"] == len(files[TRAIN]) - kept
+
+
+def test_files_are_checked_one_by_one_and_fetched_once(server, tmp_path):
+    """The way the published embeddings and weights are fetched: resumed, checked by SHA-256, never replaced."""
+    contents = {"a/0.pt": random.Random(1).randbytes(3 * CHUNK), "a/1.pt": b"one", "b/0.pt": b"two"}
+    server.files.update(contents)
+    server.cut_after["a/0.pt"] = CHUNK
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    assert len(download_files(tmp_path / "got", server.url, sums)) == 3
+    assert {name: (tmp_path / "got" / name).read_bytes() for name in contents} == contents
+    assert [r["range"] for r in server.gets("a/0.pt")] == ["bytes=0-", f"bytes={CHUNK}-"]
+    assert download_files(tmp_path / "got", server.url, sums) == [], "a second call fetches nothing"
+    (tmp_path / "got/a/1.pt").write_bytes(b"mine")
+    with pytest.raises(DatasetError, match="Move it away"):
+        download_files(tmp_path / "got", server.url, sums)
+    assert (tmp_path / "got/a/1.pt").read_bytes() == b"mine"
+    with pytest.raises(DatasetError, match="is not the published file"):
+        download_files(tmp_path / "other", server.url, sums | {"b/0.pt": "0" * 64})
+    assert sorted(p.name for p in (tmp_path / "other").rglob("*") if p.is_file()) == ["0.pt", "1.pt"], "the wrong file is not kept"
+
+
+def test_command_fetches_the_published_weights_only_if_they_are(server, tmp_path):
+    server.files["VGG_best.pth"] = b"something else"
+    command = [Path(sys.executable).with_name("acl_download"), "--weights", "--dest", tmp_path / "w", "--base_url", server.url]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode != 0 and "VGG_best.pth is not the published file" in done.stderr

@@ -18,8 +18,8 @@ import torch
 from helpers import REAL_MINI, REFERENCE, ROOT, SHARED, command, environment, run
 from nbformat import read
 
-from acl_paper.data import DatasetError
-from acl_paper.encoders import PUBLISHED_WEIGHTS, download_published_weights, load_published_encoder, untrained_head
+from acl_paper.data import download_files, published_sums, DatasetError
+from acl_paper.encoders import PUBLISHED_WEIGHTS, load_published_encoder, untrained_head
 from acl_paper.mini import make_mini
 
 TINY = ["-p", "epochs", 2, "-p", "width", 4, "-p", "batch_size", 16, "-p", "checkpoint_every_s", 0]
@@ -198,21 +198,9 @@ def server(tmp_path):
 def test_download_of_the_published_weights(server, tmp_path):
     address, folder = server
     for file in PUBLISHED_WEIGHTS: shutil.copy(SHARED / "weights" / file, folder)
-    paths = download_published_weights(tmp_path / "weights", base_url=address)
-    assert [path.name for path in paths] == list(PUBLISHED_WEIGHTS)
-    for file in PUBLISHED_WEIGHTS: (folder / file).unlink()
-    assert download_published_weights(tmp_path / "weights", base_url=address) == paths  # what is there is not fetched again
+    paths = download_files(tmp_path / "weights", address, published_sums("weights"))
+    assert sorted(path.name for path in paths) == sorted(PUBLISHED_WEIGHTS)
     for path in paths: load_published_encoder(path)
-
-
-def test_wrong_download_is_refused(server, tmp_path):
-    address, folder = server
-    with pytest.raises(DatasetError, match="VGG_best.pth could not be fetched"):
-        download_published_weights(tmp_path / "weights", base_url=address)  # 404
-    (folder / "VGG_best.pth").write_bytes(b"something else")
-    with pytest.raises(DatasetError, match="VGG_best.pth could not be fetched.*hash"):
-        download_published_weights(tmp_path / "weights", base_url=address)
-    assert not list((tmp_path / "weights").glob("*.pth"))
 
 
 @pytest.mark.skipif(not REAL_MINI.is_dir(), reason="the real sounds are not beside the repository")
