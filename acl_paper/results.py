@@ -306,4 +306,5 @@ def plot_embedding_map(points: pd.DataFrame, ax, *, title: str) -> None:
         ax.plot(cloud.x, cloud.y, ".", ms=3, mew=0, alpha=0.7, color=f"C{k % 8}", marker="os^vD"[k // 8])
         ax.text(cloud.x.median(), cloud.y.median(), name.replace("_", " ")[:14], fontsize=4.5, ha="center", va="center", bbox=dict(fc="white", ec="none", alpha=0.6, pad=0.3))
     ax.set(title=title, xticks=[], yticks=[], aspect="equal")
+    ax.spines[:].set_visible(False)
     ax.grid(False)

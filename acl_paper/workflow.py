@@ -142,7 +142,7 @@ class Table:
 
 # %% ../nbs/14_workflow.ipynb #d4244326
 PAPER_GRID = {"alphas": "1.0 0.9 0.8 0.7 0.6 0.5 0.4 0.3 0.2 0.1", "subsets": " ".join(SUBSETS), "seeds": "0 1 2 3 4", "epochs": 99}
-SYNTHETIC_GRID = {"alphas": "1.0 0.5 0.1", "subsets": "clean noisy_small", "seeds": "0 1", "epochs": 40}
+SYNTHETIC_GRID = {"alphas": "1.0 0.5 0.1", "subsets": "clean noisy_small", "seeds": "0 1 2", "epochs": 40}
 
 
 def plan_table(config: dict) -> Table:

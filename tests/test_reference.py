@@ -211,24 +211,29 @@ def test_network_in_training_mode_and_its_batch_norm(acl):
     assert_outputs(acl, "train_nodrop")
 
 
-def test_gradients(acl):
-    """Of the loss with alpha = 0.5. A gradient is a sum over up to 8 x 9,600 terms of both signs, so its error scales with the largest: 1e-5 of it. Measured: 0, and 6e-6 for a norm.
+# What comes right before a batch norm, as a shift or a positive scale, does not change its output: in exact arithmetic these gradients are zero,
+# and what is stored is rounding. (Weight decay adds 1e-3 of the weight to them, so nothing depends on it.)
+NO_EFFECT = {"norm1.weight", "conv1.bias", "norm2.weight", "conv2.bias", "norm3.weight"}
 
-    Gradients of biases and scales before a batch norm are zero but for rounding, which is all that is compared there: hence 1e-6 at least.
-    """
+
+def test_gradients(acl):
+    """Of the loss with alpha = 0.5. A gradient is a sum over up to 8 x 9,600 terms of both signs, so its error scales with the largest: 2e-5 of it. Measured: 6e-6."""
     acl.model.train()
     acl.model.dropout.p = 0.0
     logits, features = acl.model(acl.x)
     AngularContrastiveLoss(0.5)(features, acl.labels, logits).backward()
-    compared = 0
+    compared = []
     for name, parameter in acl.model.named_parameters():
-        norm = acl.golden[f"train_nodrop/gradnorm_alpha0.5/{name}"]
-        assert within(parameter.grad.norm(), norm, relative=1e-5, absolute=1e-6), name
+        norm = acl.golden[f"train_nodrop/gradnorm_alpha0.5/{name}"].item()
+        if name in NO_EFFECT:
+            assert max(parameter.grad.norm().item(), norm) < 1e-4, name
+            continue
+        assert within(parameter.grad.norm(), norm, relative=2e-5), name
         whole = acl.golden.get(f"train_nodrop/grad_alpha0.5/{name}")
         if whole is not None:
-            assert within(parameter.grad, whole, absolute=1e-5 * np.abs(whole).max() + 1e-6), name
-            compared += 1
-    assert compared == 7
+            assert within(parameter.grad, whole, absolute=2e-5 * np.abs(whole).max()), name
+            compared.append(name)
+    assert compared == ["norm1.bias", "conv1.weight", "conv3.bias", "norm4.weight", "linear2.weight"]
 
 
 def test_dropout(acl):

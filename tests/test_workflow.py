@@ -54,7 +54,7 @@ def count(rule, text):
 def test_a_dry_run_lists_the_cells_and_makes_nothing(project):
     before = contents(project)
     text = planned(project)
-    assert [count(rule, text) for rule in ("features", "train", "results")] == [1, 12, 1]
+    assert [count(rule, text) for rule in ("features", "train", "results")] == [1, 18, 1]
     assert "runs/mini/noisy_small/alpha=0.1/seed=1/metrics.json" in text
     after = {name: content for name, content in contents(project).items() if not name.startswith(".snakemake")}
     assert after == before

@@ -86,7 +86,7 @@ def test_3_what_is_done_is_not_done_again(project):
 def test_4_several_cells_share_the_gpu_of_one_job(project):
     before = set(slurm_jobs())
     inner = "acl_reproduce --alphas '1 0.5' --subsets 'clean noisy' --seeds '0 1' --epochs 2 --jobs 2 --cells_per_gpu 2"
-    job = ["sbatch", "--wait", "--gpus=1", "--cpus-per-task=2", "--mem=8G", "--output=job.log", "--wrap", f"{BIN}/{inner}"]
+    job = ["sbatch", "--wait", "--gpus=1", "--cpus-per-task=2", "--mem=8G", "--output=job.log", "--wrap", f"CUDA_VISIBLE_DEVICES=0 {BIN}/{inner}"]  # Slurm says this itself where the GPU is a real one
     done = run(job, cwd=project, environ={"PYTHONPATH": str(project)}, timeout=550)
     assert done.returncode == 0, (project / "job.log").read_text()[-3000:]
     assert len(set(slurm_jobs()) - before) == 1
