@@ -303,7 +303,7 @@ def embedding_map(folder: str | Path, *, seed: int = 0) -> pd.DataFrame:
 def plot_embedding_map(points: pd.DataFrame, ax, *, title: str) -> None:
     "Points coloured by class; each class is also named at the median of its points, so that colour is not needed."
     for k, (name, cloud) in enumerate(points.groupby("truth")):
-        ax.plot(cloud.x, cloud.y, ".", ms=3, mew=0, alpha=0.7, color=f"C{k % 8}", marker="os^vD"[k // 8])
+        ax.plot(cloud.x, cloud.y, ls="", marker="os^vD"[k // 8], ms=3, mew=0, alpha=0.7, color=f"C{k % 8}")
         ax.text(cloud.x.median(), cloud.y.median(), name.replace("_", " ")[:14], fontsize=4.5, ha="center", va="center", bbox=dict(fc="white", ec="none", alpha=0.6, pad=0.3))
     ax.set(title=title, xticks=[], yticks=[], aspect="equal")
     ax.spines[:].set_visible(False)
