@@ -6,11 +6,11 @@
 __all__ = ['SUBSETS', 'AUDIO_FOLDERS', 'CLIP_TABLES', 'EXPECTED_LAYOUT', 'DEFAULT_FOLDER', 'FSDNOISY18K_COUNTS', 'ZENODO_FILES',
            'FSDNOISY18K_MD5', 'PUBLISHED_FILES', 'DatasetError', 'load_clips', 'class_names', 'audio_path',
            'missing_audio', 'select_subset', 'dataset_summary', 'split_clips', 'is_fsdnoisy18k', 'project_root',
-           'find_fsdnoisy18k', 'Progress', 'track', 'download_fsdnoisy18k', 'published_sums', 'download_files',
-           'acl_download']
+           'find_fsdnoisy18k', 'Progress', 'track', 'full_disk_reported', 'download_fsdnoisy18k', 'published_sums',
+           'download_files', 'command', 'acl_download']
 
 # %% ../nbs/00_data.ipynb #cbf0003a
-import contextlib, errno, math, os, shlex, shutil, stat, time, warnings, zipfile
+import contextlib, errno, functools, math, os, re, shlex, shutil, stat, sys, time, warnings, zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
@@ -430,7 +430,7 @@ def _check_space(folder: Path, n_bytes: float, what: str) -> None:
 
 # %% ../nbs/00_data.ipynb #f11b914b
 @contextlib.contextmanager
-def _full_disk_reported(folder: Path, what_is_kept: str) -> Iterator[None]:
+def full_disk_reported(folder: Path, what_is_kept: str) -> Iterator[None]:
     "Turn the system's error about a full disk into one that says what to do."
     try: yield
     except OSError as error:
@@ -445,7 +445,7 @@ def _fetch(url: str, part: Path, retries: int) -> None:
     while True:
         size_before = part.stat().st_size if part.exists() else 0
         try:
-            with _full_disk_reported(part.parent, kept): return _transfer(url, part)
+            with full_disk_reported(part.parent, kept): return _transfer(url, part)
         except requests.RequestException as error:
             status = getattr(error.response, "status_code", None)
             if status is not None and status < 500 and status != 429:
@@ -576,7 +576,7 @@ def _get_part(url: str, zip_path: Path, md5: str, keep_zip: bool, retries: int, 
         try: _check_md5(zip_path, str(zip_path), md5)
         except DatasetError as error: raise DatasetError(f"{error} It was not touched; move it away to have it fetched.") from None
     try:
-        with _full_disk_reported(zip_path.parent, f"{zip_path.name} is kept: the same command goes on from there."): _unpack(zip_path, zip_path.with_suffix(""))
+        with full_disk_reported(zip_path.parent, f"{zip_path.name} is kept: the same command goes on from there."): _unpack(zip_path, zip_path.with_suffix(""))
     except zipfile.BadZipFile as error: raise DatasetError(f"{zip_path} cannot be unpacked: {error}.") from None
     if fetched and not keep_zip: zip_path.unlink()
 
@@ -660,8 +660,19 @@ def download_files(dest: str | Path, base_url: str, sums: Mapping[str, str], *, 
             fetched.append(path)
     return fetched
 
-# %% ../nbs/00_data.ipynb #073b9c4a
-@call_parse
+# %% ../nbs/00_data.ipynb #49128076
+def command(function: Callable) -> Callable:
+    "A console command: fastcore's `call_parse`, which also takes dashes in the names of options; called with arguments it is an ordinary function."
+    parsed = call_parse(function)
+    @functools.wraps(function)
+    def run(*args, **settings):
+        if args or settings: return function(*args, **settings)
+        sys.argv[1:] = [re.sub(r"^--[^=]+", lambda name: "--" + name[0][2:].replace("-", "_"), word) for word in sys.argv[1:]]
+        return parsed()
+    return run
+
+# %% ../nbs/00_data.ipynb #4474451b
+@command
 def acl_download(
     dest: str = None, # Folder to download to; by default data/FSDnoisy18k, data/embeddings or data/weights in the project's folder
     embeddings: bool = False, # Download the published embeddings instead of the data set

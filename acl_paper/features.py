@@ -20,13 +20,12 @@ import h5py
 import numpy as np
 import pandas as pd
 import scipy.fft
-from fastcore.script import call_parse
 from filelock import FileLock
 from scipy.signal import get_window
 from scipy.sparse import csr_matrix
 
 # %% ../nbs/02_features.ipynb #cbc4e97f
-from .data import DatasetError, Progress, audio_path, load_clips, project_root
+from .data import DatasetError, Progress, audio_path, command, full_disk_reported, load_clips, project_root
 from .mini import DatasetLocation, locate_dataset
 
 # %% ../nbs/02_features.ipynb #ecd79348
@@ -309,12 +308,18 @@ def _extract_group(paths, config, target):
 # %% ../nbs/02_features.ipynb #023523b6
 def source_fingerprint(root: str | Path, clips: pd.DataFrame) -> str:
     "Sixteen hexadecimal digits from the split, name and size in bytes of every clip (size -1 when the file is missing)."
+    return _digest(_clip_sources(root, clips))
+
+
+def _digest(lines): return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def _clip_sources(root, clips):
     sizes = {}
     for split in clips.split.unique():
         folder = audio_path(root, split, "_").parent
         if folder.is_dir(): sizes.update({(split, entry.name): entry.stat().st_size for entry in os.scandir(folder)})
-    lines = [f"{s}/{f} {sizes.get((s, f), -1)}" for s, f in zip(clips.split, clips.fname)]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    return [f"{s}/{f} {sizes.get((s, f), -1)}" for s, f in zip(clips.split, clips.fname)]
 
 # %% ../nbs/02_features.ipynb #0c6a6295
 def extract_features(root: str | Path, path: str | Path, *, config: FeatureConfig = FeatureConfig(), skip_bad: bool = False,
@@ -343,37 +348,41 @@ def extract_features(root: str | Path, path: str | Path, *, config: FeatureConfi
     """
     root, path = Path(root), Path(path)
     clips = load_clips(root)
-    fingerprint = source_fingerprint(root, clips)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):  # cells started at the same time wait here for the first one's extraction
+    kept = full_disk_reported(path.parent, "What was extracted is kept: the same call goes on from there.")
+    with FileLock(f"{path}.lock"), kept:  # cells started at the same time wait here for the first one's extraction
+        fingerprint = source_fingerprint(root, clips)
         if path.exists(): return _same_source(open_feature_store(path, config), fingerprint, skip_bad)
-        groups = Path(f"{path}.groups")/f"{config.digest}-{fingerprint}"
-        _extract_groups(root, clips, config, groups, n_jobs, report_every_s)
+        groups = _extract_groups(root, clips, config, Path(f"{path}.groups")/config.digest, n_jobs, report_every_s)
         problems = _problems(clips, groups)
         if problems and not skip_bad: raise BadClipsError(problems, "Mend or remove them, or leave them out with skip_bad=True (acl_features --skip_bad).\n"
                                                           "The other clips are extracted and kept; the next call goes on from here.")
         _assemble(path, clips, config, groups, fingerprint)
-        shutil.rmtree(groups.parent)
+        shutil.rmtree(f"{path}.groups")
     return open_feature_store(path, config)
 
 # %% ../nbs/02_features.ipynb #33bc2d62
-def _extract_groups(root, clips, config, groups, n_jobs, report_every_s):
-    groups.mkdir(parents=True, exist_ok=True)
+def _extract_groups(root, clips, config, folder, n_jobs, report_every_s):
+    "Extract the groups that are missing; the files of all groups in order. A group's name holds the fingerprint of its clips."
+    folder.mkdir(parents=True, exist_ok=True)
     paths = [audio_path(root, s, f) for s, f in zip(clips.split, clips.fname)]
-    todo = [(paths[i:i + GROUP_CLIPS], groups/f"{i:07d}.npz") for i in range(0, len(paths), GROUP_CLIPS)]
-    todo = [(some, target) for some, target in todo if not target.exists() or any(_read(target, "problem"))]
+    sources = _clip_sources(root, clips)
+    starts = range(0, len(paths), GROUP_CLIPS)
+    groups = [folder/f"{i:07d}-{_digest(sources[i:i + GROUP_CLIPS])}.npz" for i in starts]
+    todo = [(paths[i:i + GROUP_CLIPS], group) for i, group in zip(starts, groups) if not group.exists() or any(_read(group, "problem"))]
     mel_filters(config)  # made once, before the threads ask for it
     waiting = sum(len(some) for some, _ in todo)
     progress = Progress(len(paths), "clips", "features", done=len(paths) - waiting, every_s=report_every_s)
     with ThreadPoolExecutor(n_jobs or os.cpu_count()) as pool:
         for done in pool.map(lambda work: _extract_group(work[0], config, work[1]), todo): progress.advance(done)
+    return groups
 
 
 def _read(group, name):
     with np.load(group) as arrays: return arrays[name]
 
 
-def _read_all(groups, name): return np.concatenate([_read(group, name) for group in sorted(groups.glob("*.npz"))])
+def _read_all(groups, name): return np.concatenate([_read(group, name) for group in groups])
 
 
 def _problems(clips, groups):
@@ -391,7 +400,7 @@ def _assemble(path, clips, config, groups, fingerprint):
         for name, column in table.items(): file[f"clips/{name}"] = np.asarray(column, dtype=object if name in ("split", "fname", "problem") else None)
         frames = file.create_dataset("frames", (int(n_frames.sum()), config.n_mels), np.float32)
         start = 0
-        for group in sorted(groups.glob("*.npz")):
+        for group in groups:
             some = _read(group, "frames")
             frames[start:start + len(some)] = some
             start += len(some)
@@ -468,7 +477,7 @@ def feature_store(location: DatasetLocation, *, config: FeatureConfig = FeatureC
                             n_jobs=n_jobs, report_every_s=report_every_s)
 
 # %% ../nbs/02_features.ipynb #6b21fc40
-@call_parse
+@command
 def acl_features(dataset: str = "auto",  # FSDnoisy18k, mini, or the name to give the data set in --data_dir
                  data_dir: str = None,  # folder in FSDnoisy18k's layout
                  features_dir: str = None,  # where the store goes (default: data/features)

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from fastcore.script import call_parse
 
 # %% ../nbs/12_inference.ipynb #6f218e0d
+from .data import command
 from .evaluation import ClipOutputs, clip_outputs
 from .features import AudioError, log_mel, normalise_and_repeat, read_audio, test_patch_starts
 from .training import Patches, TrainedModel, load_trained, predict_patches
@@ -83,7 +83,7 @@ def _load(run):
     except FileNotFoundError as error: raise SystemExit(f"{error}\nGive a finished run folder: --run runs/<data set>/<subset>/alpha=<a>/seed=<s>")
 
 
-@call_parse
+@command
 def acl_predict(files: list[str],  # audio files
                 run: str = None,  # run folder of the model
                 out: str = None):  # CSV file for all probabilities
@@ -95,7 +95,7 @@ def acl_predict(files: list[str],  # audio files
     if out: table.to_csv(out, index=False)
 
 
-@call_parse
+@command
 def acl_embed(files: list[str],  # audio files
               run: str = None,  # run folder of the model
               out: str = "embeddings.npz"):  # .npz file to write: files, embeddings

@@ -19,12 +19,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from fastcore.script import call_parse
 from scipy import fft
 from scipy.io import wavfile
 from scipy.signal import butter, lfilter, sosfilt
 
-from .data import AUDIO_FOLDERS, DatasetError, FSDNOISY18K_COUNTS, dataset_summary, find_fsdnoisy18k, is_fsdnoisy18k, load_clips, project_root, track
+from .data import command, AUDIO_FOLDERS, DatasetError, FSDNOISY18K_COUNTS, dataset_summary, find_fsdnoisy18k, is_fsdnoisy18k, load_clips, project_root, track
 
 # %% ../nbs/01_mini.ipynb #d0e3a926
 SAMPLE_RATE = 44_100  # Hz, as in FSDnoisy18k
@@ -549,11 +548,13 @@ def _write_tables(root: Path, plan: pd.DataFrame) -> None:
 def _write_set(root: Path, config: MiniConfig, n_jobs: int, every_s: float | None) -> None:
     "Write the whole set into the empty folder `root`, its description last."
     from joblib import Parallel, delayed
+    from joblib.externals.loky import get_reusable_executor
     plan = plan_clips(config)
     for folder in (*AUDIO_FOLDERS.values(), "FSDnoisy18k.meta"): (root / folder).mkdir()
     jobs = (delayed(_write_clip)(root, row.split, row.fname, row.sounds, row.n_samples, [config.seed, row.clip]) for row in plan.itertuples())
     with contextlib.closing(Parallel(n_jobs=n_jobs, return_as="generator")(jobs)) as written:
         for _ in track(written, total=len(plan), unit="clips", label="mini data set", every_s=every_s): pass
+    if n_jobs > 1: get_reusable_executor().shutdown(wait=True)  # else its workers live on for minutes and hold up the exit
     _write_tables(root, plan)
     (root / "README.txt").write_text(MINI_README, encoding="utf-8")
     (root / "dataset.json").write_text(json.dumps(_describe(config), indent=1) + "\n", encoding="utf-8")
@@ -619,7 +620,7 @@ def _publish(part: Path, dest: Path, config: MiniConfig) -> None:
         if not _made_before(dest, config): raise
 
 # %% ../nbs/01_mini.ipynb #f31624d9
-@call_parse
+@command
 def acl_mini(
     dest: str = "",  # folder to make; data/mini in the project by default
     seed: int = 0,  # another seed gives other clips of the same kinds
