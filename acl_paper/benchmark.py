@@ -22,13 +22,12 @@ import h5py
 import numpy as np
 import pandas as pd
 import torch
-from fastcore.script import call_parse
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize, relu
 
 # %% ../nbs/benchmark.ipynb #80d256c7
 import acl_paper
-from .data import AUDIO_FOLDERS, CLIP_TABLES, DatasetError, load_clips, project_root
+from .data import AUDIO_FOLDERS, CLIP_TABLES, DatasetError, command, load_clips, project_root
 from .evaluation import evaluate
 from .features import (FeatureConfig, FeatureStore, Scaler, _assemble, audio_path, extract_features, log_mel_literal,
                                 open_feature_store, source_fingerprint, test_patch_starts)
@@ -118,9 +117,9 @@ def make_rehearsal(dest: str | Path, features_dir: str | Path, *, scale: float =
     _write_rehearsal_tables(dest, plan)
     clips = load_clips(dest)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as groups:
-        _draw_groups(Path(groups), clips, plan, config, seed)
-        _assemble(path, clips, config, Path(groups), source_fingerprint(dest, clips))
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        groups = list(_draw_groups(Path(folder), clips, plan, config, seed))
+        _assemble(path, clips, config, groups, source_fingerprint(dest, clips))
     write_atomically(dest/"dataset.json", json.dumps(about, indent=1))
     return open_feature_store(path, config)
 
@@ -131,7 +130,7 @@ def _write_rehearsal_tables(dest, plan):
         plan.loc[plan.split == split, list(columns)].to_csv(dest/name, index=False)
 
 
-def _draw_groups(groups, clips, plan, config, seed, group_clips=64):
+def _draw_groups(folder, clips, plan, config, seed, group_clips=64):
     rng = np.random.default_rng([seed, 1])
     templates = class_templates(clips.label_id.max() + 1, config, rng)
     wrong = ~clips.manually_verified & (rng.random(len(clips)) < 0.4)
@@ -140,11 +139,12 @@ def _draw_groups(groups, clips, plan, config, seed, group_clips=64):
         rows = range(start, min(start + group_clips, len(clips)))
         frames = [draw_frames(templates[sound[row]], plan.duration_s[row], config, rng) for row in rows]
         blank = np.array([""] * len(rows))
-        np.savez(groups/f"{start:07d}.npz", frames=np.concatenate(frames), n_frames=np.array([len(f) for f in frames]),
+        np.savez(folder/f"{start:07d}.npz", frames=np.concatenate(frames), n_frames=np.array([len(f) for f in frames]),
                  duration_s=plan.duration_s[list(rows)].to_numpy(), note=blank, problem=blank)
+        yield folder/f"{start:07d}.npz"
 
 # %% ../nbs/benchmark.ipynb #b900da1f
-@call_parse
+@command
 def acl_rehearsal(dest: str = "data/rehearsal",  # folder to make, in FSDnoisy18k's layout, without audio
                   features_dir: str = "data/features",  # where the store of made-up features goes
                   scale: float = 1.0,  # 1 is FSDnoisy18k's size (2.9 GB); 0.03 trains in a minute on a CPU
@@ -441,7 +441,7 @@ def _plans(data, device, n_steps, n_clips):
             "evaluation": ("test clip", {way: (prepare_evaluation, (way, *data, device)) for way in ("reference", "float32")})}
 
 # %% ../nbs/benchmark.ipynb #3be34b67
-@call_parse
+@command
 def acl_bench(device: str = "cpu",  # cpu or cuda
               size: str = "mini",  # mini or fsdnoisy18k
               repeats: int = 5,  # rounds that count

@@ -10,13 +10,13 @@ __all__ = ['SUBSETS', 'AUDIO_FOLDERS', 'CLIP_TABLES', 'EXPECTED_LAYOUT', 'DEFAUL
            'download_files', 'command', 'acl_download']
 
 # %% ../nbs/00_data.ipynb #cbf0003a
-import contextlib, errno, functools, math, os, re, shlex, shutil, stat, sys, time, warnings, zipfile
+import contextlib, errno, functools, inspect, math, os, re, shlex, shutil, stat, sys, time, warnings, zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
-from fastcore.script import call_parse
+from fastcore.script import anno_parser
 
 # %% ../nbs/00_data.ipynb #08bec9e1
 SUBSETS = ("all", "clean", "noisy", "noisy_small")
@@ -662,13 +662,15 @@ def download_files(dest: str | Path, base_url: str, sums: Mapping[str, str], *, 
 
 # %% ../nbs/00_data.ipynb #49128076
 def command(function: Callable) -> Callable:
-    "A console command: fastcore's `call_parse`, which also takes dashes in the names of options; called with arguments it is an ordinary function."
-    parsed = call_parse(function)
+    "A console command made from a function's arguments and their comments (fastcore); called from Python it is an ordinary function."
     @functools.wraps(function)
     def run(*args, **settings):
-        if args or settings: return function(*args, **settings)
-        sys.argv[1:] = [re.sub(r"^--[^=]+", lambda name: "--" + name[0][2:].replace("-", "_"), word) for word in sys.argv[1:]]
-        return parsed()
+        caller = inspect.currentframe().f_back.f_globals
+        is_script = caller.get("__name__") == "__main__" and "__file__" in caller
+        if args or settings or not is_script: return function(*args, **settings)
+        words = [re.sub(r"^--[^=]+", lambda name: "--" + name[0][2:].replace("-", "_"), word) for word in sys.argv[1:]]
+        options = vars(anno_parser(function).parse_args(words))
+        return function(**{name: options[name] for name in inspect.signature(function).parameters})
     return run
 
 # %% ../nbs/00_data.ipynb #4474451b

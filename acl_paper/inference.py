@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from fastcore.script import Param
 
 # %% ../nbs/12_inference.ipynb #6f218e0d
 from .data import command
@@ -84,7 +85,7 @@ def _load(run):
 
 
 @command
-def acl_predict(files: list[str],  # audio files
+def acl_predict(files: Param("audio files", str, nargs="+"),
                 run: str = None,  # run folder of the model
                 out: str = None):  # CSV file for all probabilities
     "Say what a trained model hears in audio files."
@@ -96,7 +97,7 @@ def acl_predict(files: list[str],  # audio files
 
 
 @command
-def acl_embed(files: list[str],  # audio files
+def acl_embed(files: Param("audio files", str, nargs="+"),
               run: str = None,  # run folder of the model
               out: str = "embeddings.npz"):  # .npz file to write: files, embeddings
     "Write the embeddings that a trained model gives audio files."
