@@ -33,11 +33,11 @@ def store_path(features_dir):
 def groups(features_dir):
     """Finished groups of clips of an extraction that is not complete: path -> time of change."""
     found = {}
-    for path in Path(f"{store_path(features_dir)}.groups").rglob("*.npz"):
-        try:
+    try:
+        for path in Path(f"{store_path(features_dir)}.groups").rglob("*.npz"):
             found[path.name] = path.stat().st_mtime_ns
-        except FileNotFoundError:  # just removed: the extraction is complete
-            pass
+    except FileNotFoundError:  # removed while being listed: the extraction is complete
+        pass
     return found
 
 
