@@ -20,7 +20,7 @@ from sklearn.metrics import confusion_matrix
 from torch import Tensor
 
 # %% ../nbs/06_evaluation.ipynb #f40bb72d
-from .training import Patches, TrainedModel, choose_device, predict_patches, write_atomically
+from .training import Patches, TrainedModel, choose_device, predict_patches, tuned, write_atomically
 
 # %% ../nbs/06_evaluation.ipynb #53733119
 class ClipOutputs(NamedTuple):
@@ -75,7 +75,7 @@ def evaluate(trained: TrainedModel, patches: Patches, fnames: pd.Series, *, devi
     """
     device = choose_device(device)
     model, patches = trained.model.to(device, memory_format=torch.channels_last), patches.to(device)
-    outputs = clip_outputs(*predict_patches(model, patches, precision=trained.config.precision), patches)
+    with tuned(trained.config.precision): outputs = clip_outputs(*predict_patches(model, patches, precision=trained.config.precision), patches)
     trained.model.to("cpu", memory_format=torch.contiguous_format)
     return prediction_table(outputs, fnames, trained.classes), outputs.embeddings.cpu().numpy()
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CHOICES', 'ANGLE_COLUMNS', 'TrainConfig', 'Patches', 'Split', 'make_split', 'TrainingStep', 'CudaRecording',
            'train_epoch', 'predict_patches', 'validation_losses', 'angle_percentiles', 'TrainedModel', 'choose_device',
-           'fit', 'plot_angles', 'plot_history', 'check_parameters', 'run_folder', 'write_atomically',
+           'fit', 'tuned', 'plot_angles', 'plot_history', 'check_parameters', 'run_folder', 'write_atomically',
            'software_versions', 'save_training', 'load_trained']
 
 # %% ../nbs/05_training.ipynb #64ec3104
@@ -341,7 +341,7 @@ def fit(split: Split, config: TrainConfig = TrainConfig(), *, features: FeatureC
         when a loss is no longer finite, naming the epoch.
     """
     device = choose_device(device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _tuned(config.precision):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), tuned(config.precision):
         torch.manual_seed(config.seed)
         model = PaperCNN(len(split.classes), n_mels=features.n_mels, patch_frames=config.patch_frames, dropout=config.dropout)
         model = model.to(device, memory_format=torch.channels_last)  # half as fast again on a CPU
@@ -382,7 +382,7 @@ def _fit(model, split, config, report_every_s):
 
 # %% ../nbs/05_training.ipynb #c7963dc8
 @contextmanager
-def _tuned(precision):
+def tuned(precision):
     "Inside: float32 means float32 on a GPU too (unless `precision` is \"tf32\"), and freed memory is kept for the next step."
     backends, short = (torch.backends.cuda.matmul, torch.backends.cudnn), precision == "tf32"
     before, before_search = [b.allow_tf32 for b in backends], torch.backends.cudnn.benchmark
