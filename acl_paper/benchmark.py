@@ -29,7 +29,7 @@ from torch.nn.functional import cross_entropy, normalize, relu
 import acl_paper
 from .data import AUDIO_FOLDERS, CLIP_TABLES, DatasetError, command, load_clips, project_root
 from .evaluation import evaluate
-from .features import (FeatureConfig, FeatureStore, Scaler, _assemble, audio_path, extract_features, log_mel_literal,
+from .features import (FeatureConfig, FeatureStore, Scaler, _assemble, _write_group, audio_path, extract_features, log_mel_literal,
                                 open_feature_store, source_fingerprint, test_patch_starts)
 from .losses import AngularContrastiveLoss
 from .mini import DatasetLocation
@@ -138,10 +138,8 @@ def _draw_groups(folder, clips, plan, config, seed, group_clips=64):
     for start in range(0, len(clips), group_clips):
         rows = range(start, min(start + group_clips, len(clips)))
         frames = [draw_frames(templates[sound[row]], plan.duration_s[row], config, rng) for row in rows]
-        blank = np.array([""] * len(rows))
-        np.savez(folder/f"{start:07d}.npz", frames=np.concatenate(frames), n_frames=np.array([len(f) for f in frames]),
-                 duration_s=plan.duration_s[list(rows)].to_numpy(), note=blank, problem=blank)
-        yield folder/f"{start:07d}.npz"
+        _write_group(folder/f"{start:07d}.h5", frames, duration_s=plan.duration_s[list(rows)], note=[""] * len(rows), problem=[""] * len(rows))
+        yield folder/f"{start:07d}.h5"
 
 # %% ../nbs/benchmark.ipynb #b900da1f
 @command

@@ -17,7 +17,7 @@ from fastcore.script import Param
 # %% ../nbs/12_inference.ipynb #6f218e0d
 from .data import command
 from .evaluation import ClipOutputs, clip_outputs
-from .features import AudioError, log_mel, normalise_and_repeat, read_audio, test_patch_starts
+from .features import AudioError, clip_log_mel, read_audio, test_patch_starts
 from .training import Patches, TrainedModel, load_trained, predict_patches
 
 # %% ../nbs/12_inference.ipynb #b768fd91
@@ -30,7 +30,7 @@ def audio_patches(trained: TrainedModel, path: str | Path) -> Patches:
         when the file cannot be used; the message names it.
     """
     samples, _ = read_audio(path, trained.features.sample_rate)
-    frames = trained.scaler(log_mel(normalise_and_repeat(samples, trained.features), trained.features))
+    frames = trained.scaler(clip_log_mel(samples, trained.features))
     starts = torch.from_numpy(test_patch_starts(len(frames), trained.config.patch_frames))
     return Patches(torch.from_numpy(frames), starts, torch.zeros_like(starts), torch.zeros_like(starts), trained.config.patch_frames)
 

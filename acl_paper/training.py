@@ -26,7 +26,7 @@ from torch import Tensor
 from .data import SUBSETS, DatasetError, Progress, class_names, select_subset, split_clips
 from .features import FeatureConfig, FeatureStore, Scaler, fit_scaler, test_patch_starts, training_patch_starts
 from .losses import AngularContrastiveLoss, check_alpha, pairwise_angles
-from .model import PaperCNN
+from .model import PaperCNN, folded
 from .robust_losses import FIRST_LOSSES
 
 # %% ../nbs/05_training.ipynb #8f42b239
@@ -254,10 +254,9 @@ def train_epoch(step: TrainingStep, order: Tensor, *, batch_size: int = 64) -> T
 @torch.inference_mode()
 def predict_patches(model: PaperCNN, patches: Patches, *, batch_size: int = 256, precision: str = "float32") -> tuple[Tensor, Tensor]:
     "Logits (P, C) and features (P, 48) of all patches in order, float32, in evaluation mode."
-    model.eval()
-    outputs = []
+    network, outputs = folded(model.eval()), []
     for rows in torch.arange(len(patches), device=patches.starts.device).split(batch_size):
-        with _autocast(rows.device, precision): outputs.append(model(patches[rows][0]))
+        with _autocast(rows.device, precision): outputs.append(network(patches[rows][0]))
     logits, features = zip(*outputs)
     return torch.cat(logits).float(), torch.cat(features).float()
 
