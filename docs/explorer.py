@@ -63,7 +63,7 @@ def chart(table: pd.DataFrame, n_clips: int):
     theirs = {s: ColumnDataSource(rows.dropna(subset="published").to_dict("list")) for s, rows in parts.items()}
     ours = {s: ColumnDataSource(rows[rows.n_seeds > 0].to_dict("list")) for s, rows in parts.items()}
 
-    plot = figure(height=380, sizing_mode="stretch_width", tools="pan,box_zoom,reset,save", toolbar_location="above", x_range=Range1d(-0.03, 1.05),
+    plot = figure(height=380, sizing_mode="stretch_width", output_backend="svg", tools="pan,box_zoom,reset,save", toolbar_location="above", x_range=Range1d(-0.03, 1.05),
                   x_axis_label="α, the weight of the cross-entropy", y_axis_label="clip accuracy (%)")
     ranges = [[values.min() - 2, values.max() + 2] for values in (parts[s][["low", "high", "min", "max"]].stack() for s in subsets)]
     plot.y_range = Range1d(*ranges[0])
@@ -88,7 +88,7 @@ def chart(table: pd.DataFrame, n_clips: int):
             shown[subset] += [spread, line, marks]
     for subset in subsets[1:]:
         for item in shown[subset]: item.visible = False
-    plot.legend.border_line_color, plot.legend.orientation = None, "vertical"
+    plot.legend.border_line_color, plot.legend.orientation, plot.legend.location = None, "vertical", "center"
     plot.add_layout(plot.legend[0], "below")
     buttons = RadioButtonGroup(labels=subsets, active=0, sizing_mode="stretch_width", name="subset")
     buttons.js_on_change("active", CustomJS(args={"shown": list(shown.values()), "ranges": ranges, "y": plot.y_range}, code="""
