@@ -1,7 +1,8 @@
 """Run notebooks and keep their outputs: python docs/refresh_notebooks.py [NOTEBOOK ...], by default all of nbs/.
 
 Each runs in a fresh kernel from nbs/, as in JupyterLab, on one thread (the order of sums depends on their number), and is then cleaned
-by nbdev_clean, so that two refreshes on one machine give the same bytes. Notebooks that say `skip_exec: true` (papermill runs those) keep what they have. A notebook that fails is left as it was.
+by nbdev_clean, so that two refreshes on one machine give the same bytes. Notebooks that say `skip_exec: true` (papermill runs those) keep
+what they have. A notebook that fails is left as it was.
 """
 import os, re, subprocess, sys
 from pathlib import Path
