@@ -1,5 +1,6 @@
 # make demo        train and test on the embedded mini data set
 # make test        all tests
+# make test-notebooks   every notebook once more, slow cells too, each in a fresh kernel
 # make reproduce   the paper's table with its figures; the same command goes on after an interruption (SNAKEMAKE=-n: what is left to do)
 # make results     the table and the figures of the runs that are there
 # make docs        the site, in _build/html
@@ -15,7 +16,7 @@ SUBSET ?= clean
 SEED   ?= 0
 DEMO   := runs/mini/$(SUBSET)/alpha=$(ALPHA)/seed=$(SEED)
 
-.PHONY: setup demo test reproduce results docs notebooks readme clean
+.PHONY: setup demo test test-notebooks reproduce results docs notebooks readme clean
 setup: $(READY)
 
 $(READY): constraints.txt settings.ini setup.py
@@ -31,6 +32,9 @@ demo: $(READY)
 
 test: $(READY)
 	PATH="$(BIN):$$PATH" python -m pytest tests -ra
+
+test-notebooks: $(READY)
+	PATH="$(BIN):$$PATH" python -m pytest tests/check_notebooks.py -ra
 
 # DATA=folder ALPHAS="1 0.5" SUBSETS="clean noisy_small" SEEDS="0 1" EPOCHS=40 JOBS=2 THREADS=1 GPUS=1 CELLS_PER_GPU=4 PROFILE=profiles/slurm
 RUNS    ?= runs

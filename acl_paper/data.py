@@ -195,16 +195,30 @@ def dataset_summary(clips: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(counts, index=class_names(clips)).fillna(0).astype(int).rename_axis("label")
 
 # %% ../nbs/00_data.ipynb #8f5e6bc5
-def _strata(labels: pd.Series, n_validation: int, label_order: str) -> tuple[list, str]:
-    "What to stratify on, and why that cannot be done (empty if it can)."
-    strata = [str(int(i)) if label_order == "released" else int(i) for i in labels]
+def _obstacle(labels: pd.Series, n_validation: int) -> str:
+    "Why clips with these labels cannot be split class by class; empty if they can."
     n_classes, n_train = labels.nunique(), len(labels) - n_validation
     single = int((labels.value_counts() < 2).sum())
-    if single: why = f"{single} of its {n_classes} classes have a single clip"
-    elif n_validation < n_classes: why = f"its {n_validation} validation clips are fewer than its {n_classes} classes"
-    elif n_train < n_classes: why = f"its {n_train} clips left for training are fewer than its {n_classes} classes"
-    else: why = ""
-    return strata, why
+    if single: return f"{single} of its {n_classes} classes have a single clip"
+    if n_validation < n_classes: return f"its {n_validation} validation clips are fewer than its {n_classes} classes"
+    if n_train < n_classes: return f"its {n_train} clips left for training are fewer than its {n_classes} classes"
+    return ""
+
+# %% ../nbs/00_data.ipynb #2b61c0de
+def _strata(labels: pd.Series, subset: str, n_validation: int, label_order: str, stratify: str) -> list | None:
+    "What to stratify on; None for a plain shuffle, with a warning where that was not asked for."
+    if label_order not in ("released", "numeric"): raise ValueError(f"label_order must be 'released' or 'numeric', not {label_order!r}.")
+    if stratify not in ("auto", "always", "never"): raise ValueError(f"stratify must be 'auto', 'always' or 'never', not {stratify!r}.")
+    if n_validation >= len(labels):
+        raise DatasetError(f"The subset {subset!r} cannot be split: validation would take all of its clips ({len(labels)}) and leave none for training.")
+    obstacle = _obstacle(labels, n_validation)
+    if obstacle and stratify == "always":
+        raise DatasetError(f"The subset {subset!r} is too small for a stratified split: {obstacle}. "
+                           "Use more clips, a larger validation_fraction, or stratify='auto'.")
+    if obstacle and stratify == "auto":
+        warnings.warn(f"The subset {subset!r} is split without stratification: {obstacle}.", UserWarning, stacklevel=3)
+    if obstacle or stratify == "never": return None
+    return [str(int(i)) if label_order == "released" else int(i) for i in labels]
 
 # %% ../nbs/00_data.ipynb #5165d191
 def split_clips(clips: pd.DataFrame, subset: str, *, validation_fraction: float = 0.15, seed: int = 42,
@@ -239,22 +253,11 @@ def split_clips(clips: pd.DataFrame, subset: str, *, validation_fraction: float 
     DatasetError
         If the subset is unknown, too small to split, or too small to stratify with ``stratify="always"``.
     """
-    if label_order not in ("released", "numeric"): raise ValueError(f"label_order must be 'released' or 'numeric', not {label_order!r}.")
-    if stratify not in ("auto", "always", "never"): raise ValueError(f"stratify must be 'auto', 'always' or 'never', not {stratify!r}.")
+    from sklearn.model_selection import train_test_split
     if not 0 < validation_fraction < 1: raise ValueError(f"validation_fraction must lie between 0 and 1, not be {validation_fraction}.")
     selected = select_subset(clips, subset)
-    n_validation = math.ceil(validation_fraction * len(selected))
-    if n_validation >= len(selected):
-        raise DatasetError(f"The subset {subset!r} cannot be split: validation would take all of its clips ({len(selected)}) and leave none for training.")
-    strata, why_not = _strata(selected["label_id"], n_validation, label_order)
-    if why_not and stratify == "always":
-        raise DatasetError(f"The subset {subset!r} is too small for a stratified split: {why_not}. "
-                           "Use more clips, a larger validation_fraction, or stratify='auto'.")
-    if why_not and stratify == "auto":
-        warnings.warn(f"The subset {subset!r} is split without stratification: {why_not}.", UserWarning, stacklevel=2)
-    from sklearn.model_selection import train_test_split
-    train, validation = train_test_split(selected, test_size=validation_fraction, random_state=seed,
-                                         stratify=None if why_not or stratify == "never" else strata)
+    strata = _strata(selected["label_id"], subset, math.ceil(validation_fraction * len(selected)), label_order, stratify)
+    train, validation = train_test_split(selected, test_size=validation_fraction, random_state=seed, stratify=strata)
     return train, validation
 
 # %% ../nbs/00_data.ipynb #0d97affa
@@ -313,22 +316,34 @@ def _number_text(x: float) -> str:
     "Whole numbers whole, others to three digits."
     return f"{x:.0f}" if x == int(x) or x >= 100 else f"{x:.3g}"
 
+
+def _is_done(done: float, total: float | None) -> bool:
+    "Whether nothing is left; sums of megabytes are not exact."
+    return total is not None and done >= total * (1 - 1e-9)
+
+# %% ../nbs/00_data.ipynb #7d40b9a2
+def _progress_line(label: str, unit: str, done: float, done_before: float, total: float | None, elapsed_s: float, note: str = "") -> str:
+    "What was done, how fast, and how long the rest will take."
+    new = done - done_before
+    speed = new / max(elapsed_s, 1e-3)
+    amount = _number_text(done) + ("" if total is None else f"/{_number_text(total)}")
+    parts = [label, f"{amount} {unit}"]
+    if new: parts.append(f"{_number_text(speed)} {unit}/s" if speed >= 1 else f"{_number_text(1 / speed)} s each")
+    left = new and total is not None and not _is_done(done, total)
+    parts.append(f"{_time_text((total - done) / speed)} left" if left else f"{_time_text(elapsed_s)} in all")
+    return "  ".join(part for part in (*parts, note) if part)
+
 # %% ../nbs/00_data.ipynb #4e819355
 class Progress:
     """Report progress in plain complete lines, alike in a terminal, in Jupyter and in a papermill log.
 
     Parameters
     ----------
-    total : float or None
-        How much there is to do; None where it is not known.
-    unit : str
-        What is counted, in the plural: "clips".
-    label : str, default ""
-        What is being done, at the start of each line.
-    done : float, default 0
-        What was done before, by a job that is now resumed: counted in the amount, not in the speed.
-    every_s : float or None, default 2.0
-        Seconds between lines at least; 0 prints a line at every step, None prints nothing.
+    total : how much there is to do; None where it is not known.
+    unit : what is counted, in the plural: "clips".
+    label : what is being done, at the start of each line.
+    done : what was done before, by a job that is now resumed: counted in the amount, not in the speed.
+    every_s : seconds between lines at least; 0 prints a line at every step, None prints nothing.
     """
     def __init__(self, total: float | None = None, unit: str = "items", label: str = "", *, done: float = 0, every_s: float | None = 2.0):
         self.total, self.unit, self.label, self.done, self.every_s = total, unit, label, done, every_s
@@ -339,7 +354,7 @@ class Progress:
         "Count `n` more as done, and print a line if it is time for one; `note` is its end."
         self.done, self.note = self.done + n, note
         if self.every_s is None: return
-        if self._finished() or time.monotonic() - self._last >= self.every_s: self._print()
+        if _is_done(self.done, self.total) or time.monotonic() - self._last >= self.every_s: self._print()
 
     def close(self) -> None:
         "Print the last line, if it has not been printed."
@@ -347,19 +362,7 @@ class Progress:
 
     def line(self, elapsed_s: float) -> str:
         "The line as it stands `elapsed_s` seconds after the start."
-        new = self.done - self._done_before
-        speed = new / max(elapsed_s, 1e-3)
-        parts = [self.label, f"{self._amount()} {self.unit}"]
-        if new: parts.append(f"{_number_text(speed)} {self.unit}/s" if speed >= 1 else f"{_number_text(1 / speed)} s each")
-        left = new and self.total is not None and not self._finished()
-        parts.append(f"{_time_text((self.total - self.done) / speed)} left" if left else f"{_time_text(elapsed_s)} in all")
-        return "  ".join(part for part in (*parts, self.note) if part)
-
-    def _amount(self) -> str:
-        return _number_text(self.done) + ("" if self.total is None else f"/{_number_text(self.total)}")
-
-    def _finished(self) -> bool:
-        return self.total is not None and self.done >= self.total * (1 - 1e-9)  # sums of megabytes are not exact
+        return _progress_line(self.label, self.unit, self.done, self._done_before, self.total, elapsed_s, self.note)
 
     def _print(self) -> None:
         self._last, self._printed = time.monotonic(), (self.done, self.note)
@@ -502,6 +505,15 @@ def _wanted_parts(parts: Iterable[str] | None, md5s: Mapping[str, str]) -> list[
     return [part for part in md5s if not parts or part in parts]
 
 
+def _absent_parts(dest: Path, wanted: list[str], say: Callable[[str], None]) -> list[str]:
+    "Those of the wanted parts that are not in `dest`, which is made; the others are named and left alone."
+    if dest.exists() and not dest.is_dir(): raise DatasetError(f"{dest} is a file, not a folder.")
+    dest.mkdir(parents=True, exist_ok=True)
+    there = [part for part in wanted if (dest / f"FSDnoisy18k.{part}").exists()]
+    for part in there: say(f"FSDnoisy18k.{part} is already there and is left as it is.")
+    return [part for part in wanted if part not in there]
+
+
 def _check_total_space(dest: Path, urls: list[str]) -> None:
     "Refuse a download that cannot fit, where the server tells the sizes of its files."
     import requests
@@ -531,10 +543,8 @@ def download_fsdnoisy18k(dest: str | Path, *, parts: Iterable[str] | None = None
         The parts there are and the sums of their zip files, for other data in the same layout.
     keep_zips : bool, default False
         Keep the zip files once they are unpacked. One that was there before is used and always kept.
-    retries : int, default 5
-        How many requests in a row may bring nothing new before giving up.
-    say : callable, default print
-        Called with a line about each part.
+    retries, say
+        How many requests in a row may bring nothing new before giving up; what is called with a line about each part.
 
     Returns
     -------
@@ -548,12 +558,8 @@ def download_fsdnoisy18k(dest: str | Path, *, parts: Iterable[str] | None = None
         What was fetched is kept, but for a file with a wrong sum that this call fetched.
     """
     dest = Path(dest)
-    if dest.exists() and not dest.is_dir(): raise DatasetError(f"{dest} is a file, not a folder.")
-    wanted = _wanted_parts(parts, md5s)
-    dest.mkdir(parents=True, exist_ok=True)
-    there = [part for part in wanted if (dest / f"FSDnoisy18k.{part}").exists()]
-    for part in there: say(f"FSDnoisy18k.{part} is already there and is left as it is.")
-    urls = {part: f"{base_url.rstrip('/')}/FSDnoisy18k.{part}.zip?download=1" for part in wanted if part not in there}
+    absent = _absent_parts(dest, _wanted_parts(parts, md5s), say)
+    urls = {part: f"{base_url.rstrip('/')}/FSDnoisy18k.{part}.zip?download=1" for part in absent}
     _check_total_space(dest, [url for part, url in urls.items() if not (dest / f"FSDnoisy18k.{part}.zip").exists()])
     for part, url in urls.items(): _get_part(url, dest / f"FSDnoisy18k.{part}.zip", md5s[part], keep_zips, retries, say)
     return dest
@@ -617,6 +623,21 @@ def published_sums(kind: str) -> dict[str, str]:
     lines = (files("acl_paper")/f"published/{kind}.sha256").read_text().splitlines()
     return {name: digest for digest, name in (line.split() for line in lines)}
 
+# %% ../nbs/00_data.ipynb #c5e81f34
+def _get_file(url: str, path: Path, expected: str, retries: int) -> bool:
+    "Fetch a file unless it is there, and compare its SHA-256; whether it was fetched."
+    import pooch
+    was_there, part = path.exists(), path.with_name(path.name + ".part")
+    if not was_there:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _fetch(url, part, retries)
+    actual = pooch.file_hash(str(path if was_there else part), alg="sha256")
+    if actual != expected:
+        if not was_there: part.unlink()
+        raise DatasetError(f"{path} is not the published file: its SHA-256 is {actual}, not {expected}." + (" Move it away to fetch it again." if was_there else ""))
+    if not was_there: os.replace(part, path)
+    return not was_there
+
 # %% ../nbs/00_data.ipynb #9af371d8
 def download_files(dest: str | Path, base_url: str, sums: Mapping[str, str], *, retries: int = 5) -> list[Path]:
     """Fetch files one by one, check each, and go on where an earlier call was stopped.
@@ -642,23 +663,8 @@ def download_files(dest: str | Path, base_url: str, sums: Mapping[str, str], *, 
     DatasetError
         If a file cannot be fetched or is not the published one. A file that was there before and differs is never replaced.
     """
-    import pooch
-    fetched, dest = [], Path(dest)
-    for name, expected in sums.items():
-        path = dest / name
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(path.name + ".part")
-            _fetch(f"{base_url.rstrip('/')}/{name}", part, retries)
-        else: part = path
-        actual = pooch.file_hash(str(part), alg="sha256")
-        if actual != expected:
-            if part != path: part.unlink()
-            raise DatasetError(f"{path} is not the published file: its SHA-256 is {actual}, not {expected}." + (" Move it away to fetch it again." if part == path else ""))
-        if part != path:
-            os.replace(part, path)
-            fetched.append(path)
-    return fetched
+    paths = {Path(dest) / name: name for name in sums}
+    return [path for path, name in paths.items() if _get_file(f"{base_url.rstrip('/')}/{name}", path, sums[name], retries)]
 
 # %% ../nbs/00_data.ipynb #49128076
 def command(function: Callable) -> Callable:

@@ -49,7 +49,7 @@ def unit_rows(z: np.ndarray | torch.Tensor, first: int, last: int) -> np.ndarray
     rows /= lengths[:, None]
     return rows
 
-# %% ../nbs/11_embedding_quality.ipynb #909ea244
+# %% ../nbs/11_embedding_quality.ipynb #14c9a7e2
 def block_potential(x: np.ndarray, y: np.ndarray, t: float, same_block: bool) -> float:
     """Log of the sum of exp(-t ||x_i - y_j||^2) over all i, j, or over i < j where both are the same block."""
     exponents = x @ y.T
@@ -63,7 +63,7 @@ def block_potential(x: np.ndarray, y: np.ndarray, t: float, same_block: bool) ->
     exponents -= largest
     return largest + np.log(np.exp(exponents, out=exponents).sum())
 
-
+# %% ../nbs/11_embedding_quality.ipynb #909ea244
 def uniformity(z: ArrayLike | torch.Tensor, *, t: float = 2.0, block_rows: int = 1024) -> float:
     """Uniformity of an embedding: log of the mean Gaussian potential over pairs of different rows.
 
@@ -101,7 +101,7 @@ def uniformity(z: ArrayLike | torch.Tensor, *, t: float = 2.0, block_rows: int =
             parts.append(block_potential(x, unit_rows(z, second, second + block_rows), t, same_block=False))
     return float(np.logaddexp.reduce(parts) - np.log(len(z) * (len(z) - 1) / 2))
 
-# %% ../nbs/11_embedding_quality.ipynb #bfd8bb40
+# %% ../nbs/11_embedding_quality.ipynb #60e2b9d7
 def class_numbers(labels: ArrayLike | torch.Tensor, n_rows: int) -> np.ndarray:
     """Labels of any kind as numbers 0, 1, ... of their sorted order; ValueError unless there is one for each row."""
     labels = labels.detach().cpu().numpy() if isinstance(labels, torch.Tensor) else np.asarray(labels)
@@ -109,7 +109,7 @@ def class_numbers(labels: ArrayLike | torch.Tensor, n_rows: int) -> np.ndarray:
         raise ValueError(f"expected one label for each of the {n_rows} rows, got labels of shape {labels.shape}")
     return np.unique(labels, return_inverse=True)[1]
 
-
+# %% ../nbs/11_embedding_quality.ipynb #bfd8bb40
 def tolerance(z: ArrayLike | torch.Tensor, labels: ArrayLike | torch.Tensor) -> float:
     """Tolerance of an embedding: mean cosine over ordered pairs of different rows with the same label.
 
@@ -191,6 +191,23 @@ def read_batch(file: Path, expected_digest: str | None) -> dict:
         raise ValueError(f"{file} is not the published file (its SHA-256 differs from the list's): delete it and download it again")
     return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
 
+# %% ../nbs/11_embedding_quality.ipynb #d2b7f0c4
+def _published_digests(folder: Path, checksums: str | Path | None) -> dict[str, str | None]:
+    """The files of a published folder by ``folder/name`` in the order of their numbers, with their SHA-256 (None without a list).
+
+    Raises
+    ------
+    FileNotFoundError
+        naming the files that should be there and are not.
+    """
+    listed = {f"{folder.name}/{file.name}": None for file in folder.glob("tensors*.pt")} if checksums is None else read_checksums(checksums)
+    names = sorted((name for name in listed if name.startswith(f"{folder.name}/")), key=lambda name: int(re.search(r"(\d+)\.pt$", name)[1]))
+    missing = [name for name in names if not (folder.parent / name).is_file()]
+    if missing or not names:
+        wanted = ", ".join(missing) or f"{folder.name}/tensors0.pt, tensors1.pt, ... (none there or in the list)"
+        raise FileNotFoundError(f"published embeddings are missing in {folder.parent}: {wanted}")
+    return {name: listed[name] for name in names}
+
 # %% ../nbs/11_embedding_quality.ipynb #30171fcc
 def load_published_embeddings(folder: str | Path, *, checksums: str | Path | None = None) -> PublishedEmbeddings:
     """Read one model's published embeddings.
@@ -217,14 +234,8 @@ def load_published_embeddings(folder: str | Path, *, checksums: str | Path | Non
     """
     folder = Path(folder)
     temperature, alpha = model_settings(folder.name)
-    digests = {f"{folder.name}/{file.name}": None for file in folder.glob("tensors*.pt")} if checksums is None else {
-        name: digest for name, digest in read_checksums(checksums).items() if name.startswith(f"{folder.name}/")}
-    missing = [name for name in digests if not (folder.parent / name).is_file()]
-    if missing or not digests:
-        wanted = ", ".join(missing) or f"{folder.name}/tensors0.pt, tensors1.pt, ... (none there or in the list)"
-        raise FileNotFoundError(f"published embeddings are missing in {folder.parent}: {wanted}")
-    ordered = sorted(digests, key=lambda name: int(re.search(r"(\d+)\.pt$", name)[1]))
-    batches = [read_batch(folder.parent / name, digests[name]) for name in ordered]
+    digests = _published_digests(folder, checksums)
+    batches = [read_batch(folder.parent / name, digest) for name, digest in digests.items()]
     h, z = (np.stack([np.concatenate([batch[key][view].detach().numpy() for batch in batches]) for view in (0, 1)]) for key in "hz")
     return PublishedEmbeddings(temperature, alpha, h, z, np.concatenate([batch["labels"].numpy() for batch in batches]))
 

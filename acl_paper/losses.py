@@ -106,19 +106,22 @@ def check_alpha(alpha: float) -> float:
         raise ValueError(f"alpha must be a number between 0 (angular loss alone) and 1 (baseline alone), got {alpha!r}")
     return float(alpha)
 
+# %% ../nbs/04_losses.ipynb #5d1f8ab3
+def _weighted_terms(alpha: float, first: Tensor | None, angular: Tensor) -> LossTerms:
+    "alpha * first + (1 - alpha) * angular, with its parts; `first` may be missing only where alpha is 0."
+    if first is not None: return LossTerms(alpha * first + (1 - alpha) * angular, first, angular)
+    if alpha > 0: raise ValueError(f"alpha is {alpha}, so the first loss counts and needs logits: loss(features, labels, logits)")
+    return LossTerms(angular, None, angular)
+
 # %% ../nbs/04_losses.ipynb #96c833de
 class AngularContrastiveLoss(nn.Module):
-    """ACL = alpha * L1 + (1 - alpha) * angular margin loss.
+    """ACL = alpha * L1 + (1 - alpha) * angular margin loss: the paper, equation 3.
 
     Parameters
     ----------
     alpha : weight of the first loss, in [0, 1]; 1 is the baseline, 0 the angular loss alone.
     margin_rad, reduction : see `angular_margin_loss`.
     first_loss : L1, called with (logits, labels) and returning a scalar; cross-entropy by default.
-
-    References
-    ----------
-    The paper, equation 3.
 
     Examples
     --------
@@ -131,28 +134,20 @@ class AngularContrastiveLoss(nn.Module):
         super().__init__()
         self.alpha, self.margin_rad, self.reduction, self.first_loss = check_alpha(alpha), margin_rad, reduction, first_loss
 
-    def terms(self, features: Tensor, labels: Tensor, logits: Tensor | None = None) -> LossTerms:
-        "Total, first and angular loss of a batch; see `forward`."
-        angular = angular_margin_loss(features, labels, margin_rad=self.margin_rad, reduction=self.reduction)
-        if logits is None:
-            if self.alpha > 0: raise ValueError(f"alpha is {self.alpha}, so the first loss counts and needs logits: loss(features, labels, logits)")
-            return LossTerms(angular, None, angular)
-        first = self.first_loss(logits, labels)
-        return LossTerms(self.alpha * first + (1 - self.alpha) * angular, first, angular)
-
     def forward(self, features: Tensor, labels: Tensor, logits: Tensor | None = None) -> Tensor:
-        """Loss of a batch.
+        """Loss of a batch, a scalar.
 
         Parameters
         ----------
         features : (B, D), what the angular loss arranges; normalised inside.
         labels : (B,) integers.
         logits : (B, C), what the first loss looks at; may be left out when alpha is 0.
-
-        Returns
-        -------
-        Scalar tensor.
         """
         return self.terms(features, labels, logits).total
+
+    def terms(self, features: Tensor, labels: Tensor, logits: Tensor | None = None) -> LossTerms:
+        "Total, first and angular loss of a batch, which `forward` describes."
+        angular = angular_margin_loss(features, labels, margin_rad=self.margin_rad, reduction=self.reduction)
+        return _weighted_terms(self.alpha, None if logits is None else self.first_loss(logits, labels), angular)
 
     def extra_repr(self) -> str: return f"alpha={self.alpha}, margin_rad={self.margin_rad}, reduction={self.reduction!r}"

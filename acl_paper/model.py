@@ -57,19 +57,31 @@ def pooled_size(patch_frames: int, n_mels: int) -> tuple[int, int]:
     return frames, bands
 
 # %% ../nbs/03_model.ipynb #4a2628be
-class PaperCNN(nn.Module):
+class _PaperLayers(nn.Module):
+    "The layers: named as in the released checkpoints, made in the paper's code's order."
+    def __init__(self, n_classes: int, n_positions: int, dropout: float):
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(1)
+        self.conv1 = nn.Conv2d(1, 24, kernel_size=5, padding=2)
+        self.norm2, self.norm22 = nn.BatchNorm2d(24), nn.BatchNorm2d(24)
+        self.conv2 = nn.Conv2d(24, 48, kernel_size=5, padding=2)
+        self.norm3, self.norm33 = nn.BatchNorm2d(48), nn.BatchNorm2d(48)
+        self.conv3 = nn.Conv2d(48, 48, kernel_size=5, padding=2)
+        self.norm4 = nn.BatchNorm2d(48)
+        self.linear1 = nn.Linear(48 * n_positions, 64)
+        self.linear2 = nn.Linear(64, n_classes)
+        self.pool = nn.MaxPool2d((4, 2))
+        self.dropout = nn.Dropout(dropout)
+
+# %% ../nbs/03_model.ipynb #e09d7c15
+class PaperCNN(_PaperLayers):
     """The network of the supervised experiment: three convolutions, two heads.
 
     Parameters
     ----------
-    n_classes : int
-        Number of classes C; take it from the data.
-    n_mels : int, default 96
-        Mel bands F of a patch, at least 4.
-    patch_frames : int, default 100
-        Frames T of a patch, at least 16.
-    dropout : float, default 0.5
-        Probability of dropping a value before each linear layer, in training mode; ``model.dropout.p`` changes it later.
+    n_classes : number of classes C; take it from the data.
+    n_mels, patch_frames : size of a patch, at least 4 mel bands F and 16 frames T.
+    dropout : probability of dropping a value before each linear layer, in training mode; ``model.dropout.p`` changes it later.
 
     Raises
     ------
@@ -84,25 +96,13 @@ class PaperCNN(nn.Module):
     """
 
     def __init__(self, n_classes: int, *, n_mels: int = 96, patch_frames: int = 100, dropout: float = 0.5):
-        super().__init__()
-        if n_classes < 1:
-            raise ValueError(f"n_classes must be at least 1, not {n_classes}")
-        self.n_classes, self.n_mels, self.patch_frames = n_classes, n_mels, patch_frames
+        if n_classes < 1: raise ValueError(f"n_classes must be at least 1, not {n_classes}")
         frames, bands = pooled_size(patch_frames, n_mels)
-        self.norm1 = nn.BatchNorm2d(1)
-        self.conv1 = nn.Conv2d(1, 24, kernel_size=5, padding=2)
-        self.norm2, self.norm22 = nn.BatchNorm2d(24), nn.BatchNorm2d(24)
-        self.conv2 = nn.Conv2d(24, 48, kernel_size=5, padding=2)
-        self.norm3, self.norm33 = nn.BatchNorm2d(48), nn.BatchNorm2d(48)
-        self.conv3 = nn.Conv2d(48, 48, kernel_size=5, padding=2)
-        self.norm4 = nn.BatchNorm2d(48)
-        self.linear1 = nn.Linear(48 * frames * bands, 64)
-        self.linear2 = nn.Linear(64, n_classes)
-        self.pool = nn.MaxPool2d((4, 2))
-        self.dropout = nn.Dropout(dropout)
+        super().__init__(n_classes, frames * bands, dropout)
+        self.n_classes, self.n_mels, self.patch_frames = n_classes, n_mels, patch_frames
 
     def forward(self, patches: torch.Tensor) -> CNNOutput:
-        """Class scores and features of a batch of patches, shape (B, 1, T, F)."""
+        "Class scores and features of a batch of patches, shape (B, 1, T, F)."
         check_patches(patches, self.patch_frames, self.n_mels)
         x = self.conv1(relu(self.norm1(patches)))  # (B, 24, T, F)
         x = self.conv2(relu(self.norm22(relu(self.pool(self.norm2(x))))))  # (B, 48, T/4, F/2)

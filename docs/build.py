@@ -4,6 +4,7 @@ Nothing is executed. The notebooks, with their committed outputs, the project pa
 WORK/src; Sphinx reads them there. Only files that changed are written, so that a second build takes seconds.
 """
 import ast, re, sys
+from configparser import ConfigParser
 from pathlib import Path
 
 import nbformat
@@ -14,7 +15,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
 import explorer
 
-REPOSITORY = "https://github.com/acl-paper/acl_paper"
+settings = ConfigParser(delimiters=["="], interpolation=None)
+settings.read(ROOT / "settings.ini", encoding="utf-8")
+REPOSITORY, BRANCH = "https://github.com/{user}/{repo}".format_map(settings["DEFAULT"]), settings["DEFAULT"]["branch"]
+BADGE = re.compile(r"\[!\[Open in Colab\]\(\S+\)\]\((\S+)\)")
 
 # The order in which a newcomer reads. A notebook that is not named here comes last in its section.
 WORKFLOW = ["train", "results", "pretrain", "probe"]
@@ -52,7 +56,7 @@ def relink(text: str, folder: str) -> str:
         elif inside.suffix in (".png", ".svg", ".jpg", ".gif"):
             new = f"_images_of_pages/{inside.name}"
             put(new, found.read_bytes())
-        else: new = f"{REPOSITORY}/{'tree' if found.is_dir() else 'blob'}/main/{inside}"
+        else: new = f"{REPOSITORY}/{'tree' if found.is_dir() else 'blob'}/{BRANCH}/{inside}"
         return before + new + ("#" + fragment if fragment else "") + after
 
     return re.sub(r"(\]\(<?|(?:src|href)=\")([^)\s\">]+)(>?[\s)]|\")", target, text)
@@ -78,7 +82,7 @@ def site_notebook(path: Path) -> nbformat.NotebookNode:
     processor.process()
     cells = []
     for cell in processor.nb.cells:
-        if not cell.get("source") or cell.cell_type == "raw": continue
+        if not cell.get("source") or cell.cell_type == "raw" or BADGE.fullmatch(cell.source): continue  # the badge becomes a link of the banner
         if cell.cell_type == "code":
             options = DIRECTIVE.findall(cell.source)
             cell.source = DIRECTIVE.sub("", cell.source).strip("\n")
@@ -103,10 +107,12 @@ def imports_only(cell) -> bool:
 
 
 def banner(path: Path) -> str:
-    "Where the page comes from: the notebook to download, the module it makes."
-    module = re.search(r"#\| default_exp (\w+)", path.read_text(encoding="utf-8"))
+    "Where the page comes from: the notebook to download or to open in Colab, the module it makes."
+    text = path.read_text(encoding="utf-8")
+    module, badge = re.search(r"#\| default_exp (\w+)", text), BADGE.search(text)
     links = [f"{{download}}`Notebook <notebooks/{path.name}>`"]
     if module and (ROOT / "acl_paper" / f"{module[1]}.py").exists(): links.append(f"[API: `acl_paper.{module[1]}`](api/{module[1]}.rst)")
+    if badge: links.insert(1, f"[Open in Colab]({badge[1]})")
     return ":::{container} banner\n" + " · ".join(links) + "\n:::"
 
 

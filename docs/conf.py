@@ -21,6 +21,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx
 nb_execution_mode = "off"  # the committed outputs are shown
 nb_ipywidgets_js = {}  # would be fetched from elsewhere
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # tables that a notebook displays
 nb_code_prompt_show, nb_code_prompt_hide = "Imports", "Imports"
 myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "dollarmath", "linkify", "tasklist"]
 myst_linkify_fuzzy_links = False

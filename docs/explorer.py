@@ -63,10 +63,10 @@ def chart(table: pd.DataFrame, n_clips: int):
     theirs = {s: ColumnDataSource(rows.dropna(subset="published").to_dict("list")) for s, rows in parts.items()}
     ours = {s: ColumnDataSource(rows[rows.n_seeds > 0].to_dict("list")) for s, rows in parts.items()}
 
-    plot = figure(height=380, sizing_mode="stretch_width", tools="pan,box_zoom,reset,save", toolbar_location="above", x_range=Range1d(-0.03, 1.05),
+    plot = figure(height=380, sizing_mode="stretch_width", output_backend="svg", tools="pan,box_zoom,reset,save", toolbar_location="above", x_range=Range1d(-0.03, 1.05),
                   x_axis_label="α, the weight of the cross-entropy", y_axis_label="clip accuracy (%)")
-    values = percent[["low", "high", "min", "max"]].stack()
-    plot.y_range = Range1d(values.min() - 7, values.max() + 2)  # one scale for all subsets, with room for the legend
+    ranges = [[values.min() - 2, values.max() + 2] for values in (parts[s][["low", "high", "min", "max"]].stack() for s in subsets)]
+    plot.y_range = Range1d(*ranges[0])
     plot.toolbar.logo = None
     plot.xaxis.ticker = [i / 10 for i in range(11)]
     shown = {}
@@ -88,10 +88,12 @@ def chart(table: pd.DataFrame, n_clips: int):
             shown[subset] += [spread, line, marks]
     for subset in subsets[1:]:
         for item in shown[subset]: item.visible = False
-    plot.legend.location, plot.legend.background_fill_alpha, plot.legend.border_line_color = "bottom_center", 0.7, None
-    plot.legend.orientation = "vertical"
+    plot.legend.border_line_color, plot.legend.orientation, plot.legend.location = None, "vertical", "center"
+    plot.add_layout(plot.legend[0], "below")
     buttons = RadioButtonGroup(labels=subsets, active=0, sizing_mode="stretch_width", name="subset")
-    buttons.js_on_change("active", CustomJS(args={"shown": list(shown.values())}, code="shown.forEach((items, i) => items.forEach(item => item.visible = i == this.active))"))
+    buttons.js_on_change("active", CustomJS(args={"shown": list(shown.values()), "ranges": ranges, "y": plot.y_range}, code="""
+        shown.forEach((items, i) => items.forEach(item => item.visible = i == this.active));
+        [y.start, y.end] = ranges[this.active]"""))
     return column(buttons, plot, sizing_mode="stretch_width")
 
 
@@ -105,7 +107,7 @@ def tables(table: pd.DataFrame, n_clips: int) -> str:
         if (table.n_seeds > 0).any():
             columns |= {"here, mean ± sd": [f"{share(r['mean'])} ± {share(r.sd)}" if r.n_seeds > 1 else share(r["mean"]) for _, r in rows.iterrows()],
                         "seeds": rows.n_seeds.astype(int), "from … to": [interval(r["min"], r["max"]) for _, r in rows.iterrows()]}
-            if "verdict" in rows and not rows.verdict.isna().all(): columns["verdict"] = rows.verdict.fillna("–")
+            if "verdict" in rows and not rows.synthetic.any(): columns["verdict"] = rows.verdict.fillna("–")
         frame = pd.DataFrame({k: list(v) for k, v in columns.items()})
         line = lambda cells: "| " + " | ".join(str(c) for c in cells) + " |"
         text.append("\n".join([f"### Subset `{subset}`\n", line(frame.columns), line("--:" for _ in frame), *map(line, frame.itertuples(index=False))]))

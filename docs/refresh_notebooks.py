@@ -1,7 +1,8 @@
 """Run notebooks and keep their outputs: python docs/refresh_notebooks.py [NOTEBOOK ...], by default all of nbs/.
 
-Each runs in a fresh kernel from nbs/, as in JupyterLab, and is then cleaned by nbdev_clean, so that two refreshes give the same
-bytes. Notebooks that say `skip_exec: true` (papermill runs those) keep what they have. A notebook that fails is left as it was.
+Each runs in a fresh kernel from nbs/, as in JupyterLab, on one thread (the order of sums depends on their number), and is then cleaned
+by nbdev_clean, so that two refreshes on one machine give the same bytes. Notebooks that say `skip_exec: true` (papermill runs those) keep
+what they have. A notebook that fails is left as it was.
 """
 import os, re, subprocess, sys
 from pathlib import Path
@@ -43,6 +44,7 @@ def refresh(path: Path) -> bool:
 
 def main(arguments: list[str]) -> int:
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # the kernel of this environment
+    os.environ["OMP_NUM_THREADS"] = "1"
     failed = []
     for path in notebooks(arguments):
         try: print(f"{path.name}: {'refreshed' if refresh(path) else 'kept'}", flush=True)

@@ -89,6 +89,18 @@ def test_names_in_the_text_lead_to_the_api(pages):
     assert re.search(r'<p>[^\n]*<a class="reference internal" href="api/data.html#acl_paper.data.load_clips"', pages["00_data.html"] + pages["01_mini.html"])
 
 
+def test_a_table_that_a_notebook_displays_is_one(pages):
+    assert re.search(r"<td[^>]*><p>[\d.]+ ± [\d.]+</p></td>", pages["index.html"])
+
+
+def test_colab_is_a_link_without_a_picture(pages):
+    notebooks = [p.stem for p in NOTEBOOKS if "colab-badge.svg" in p.read_text()]
+    assert "04_losses" in notebooks
+    for name, page in pages.items():
+        assert "colab-badge" not in page, name
+        assert name.removesuffix(".html") not in notebooks or re.search(rf'href="https://colab[^"]+/nbs/{name[:-5]}\.ipynb"[^>]*>Open in Colab</a>', page), name
+
+
 def test_published_values_stand_in_the_explorer(pages):
     cells = re.findall(r"<td[^>]*><p>([^<]*)</p></td>", pages["explorer.html"])
     assert {"56.0", "64.5", "73.6", "39.9"} <= set(cells)

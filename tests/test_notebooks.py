@@ -1,6 +1,8 @@
 """The notebooks as source: they run, the package is what they export, and they are stored as they should be."""
 import ast
+import configparser
 import json
+import os
 import re
 import subprocess
 import time
@@ -100,6 +102,36 @@ def test_nbdev_clean_keeps_the_parameters_tag_but_cleans(copy):
     path.write_text(json.dumps(notebook))
     nbdev("nbdev_clean", cwd=copy)
     assert path.read_text() == stored
+
+
+COLAB = [path for path in NOTEBOOKS if "colab-badge.svg" in path.read_text()]
+
+
+def test_colab_badges_lead_to_their_notebooks():
+    """At the repository that settings.ini names; the README links to the same ones."""
+    settings = configparser.ConfigParser(delimiters=["="], interpolation=None)
+    settings.read(ROOT / "settings.ini")
+    address = "https://colab.research.google.com/github/{user}/{repo}/blob/{branch}/nbs/".format_map(settings["DEFAULT"])
+    assert {"04_losses.ipynb", "motivation.ipynb", "train.ipynb"} <= {path.name for path in COLAB}
+    for path in COLAB:
+        links = re.findall(r"\]\((https://colab[^)]+\.ipynb)\)", "\n".join(source(cell) for cell in cells(path, "markdown")))
+        assert links == [address + path.name]
+    assert sorted(re.findall(r"\]\((https://colab[^)]+)\)", (ROOT / "README.md").read_text())) == sorted(address + path.name for path in COLAB)
+
+
+@pytest.mark.parametrize("path", COLAB, ids=[path.name for path in COLAB])
+def test_first_cells_install_only_what_is_missing(path, tmp_path, monkeypatch):
+    """Here the package is there: no command is run (`get_ipython` is not even known to plain Python), no file made, no folder changed."""
+    monkeypatch.chdir(tmp_path)
+    first = [source(cell) for cell in cells(path)[:2]]
+    assert all(code.startswith("#| hide\n") for code in first) and "pip" in first[1]
+    namespace = {}
+    for code in first:
+        exec(code, namespace)
+    assert os.getcwd() == str(tmp_path) and list(tmp_path.iterdir()) == []
+    namespace["find_spec"] = lambda name: None  # as where it is missing
+    with pytest.raises(NameError, match="get_ipython"):
+        exec(first[1], namespace)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)

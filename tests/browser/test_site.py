@@ -37,6 +37,8 @@ def test_page_is_drawn_and_asks_for_nothing_outside(chromium, site, name, width,
     assert page.execute_script("return document.querySelectorAll('.math').length == document.querySelectorAll('.math mjx-container svg').length")
     assert page.execute_script("return document.querySelectorAll('mjx-merror').length") == 0
     assert page.execute_script("return document.documentElement.scrollWidth <= window.innerWidth"), "the page scrolls sideways"
+    too_wide = "return [...document.querySelectorAll('div.math mjx-container')].filter(m => m.scrollWidth > m.clientWidth).map(m => m.textContent)"
+    assert page.execute_script(too_wide) == [], "a formula is cut at the edge of the page"
 
 
 def test_all_pages_ask_for_nothing_outside(chromium, site):
