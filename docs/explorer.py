@@ -63,7 +63,7 @@ def chart(table: pd.DataFrame, n_clips: int):
     theirs = {s: ColumnDataSource(rows.dropna(subset="published").to_dict("list")) for s, rows in parts.items()}
     ours = {s: ColumnDataSource(rows[rows.n_seeds > 0].to_dict("list")) for s, rows in parts.items()}
 
-    plot = figure(height=380, sizing_mode="stretch_width", output_backend="svg", tools="pan,box_zoom,reset,save", toolbar_location="above", x_range=Range1d(-0.03, 1.05),
+    plot = figure(height=380, sizing_mode="stretch_width", tools="pan,box_zoom,reset,save", toolbar_location="above", x_range=Range1d(-0.03, 1.05),
                   x_axis_label="α, the weight of the cross-entropy", y_axis_label="clip accuracy (%)")
     ranges = [[values.min() - 2, values.max() + 2] for values in (parts[s][["low", "high", "min", "max"]].stack() for s in subsets)]
     plot.y_range = Range1d(*ranges[0])

@@ -81,6 +81,8 @@ def test_explorer_changes_its_subset(chromium, site):
     page.execute_script("Bokeh.documents[0].get_model_by_name('subset').active = 3")
     after = page.execute_script(published)
     assert before and after and before != after
+    height = page.execute_script("return Bokeh.index.roots[0].child_views[1].frame.bbox.height")
+    assert 150 < height < 380, "the chart has not found its size"
 
 
 def test_explorer_is_a_table_without_javascript(chromium, site):
