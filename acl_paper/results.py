@@ -283,7 +283,7 @@ def collect_probes(runs_dir: str | Path, dataset: str, *, encoder: str = "resnet
     order = probes.probe.map(list(PUBLISHED_PROBES).index)
     return probes.assign(order=order).sort_values(["order", "temperature", "alpha", "seed"]).drop(columns="order").reset_index(drop=True)
 
-
+# %% ../nbs/07_results.ipynb #63e7c0f4
 def _read_probe(folder):
     config, metrics = (json.loads((folder/name).read_text()) for name in ("config.json", "metrics.json"))
     return {"probe": folder.parent.name, **{name: config["pretraining"][name] for name in ("temperature", "alpha", "seed")}, "folder": folder,
@@ -329,10 +329,11 @@ def printable_probes(results: pd.DataFrame) -> pd.DataFrame:
     """
     measures = {measure: rows.set_index(["probe", "temperature", "alpha"]) for measure, rows in results.groupby("measure", sort=False)}
     dataset, columns = results.dataset.iloc[0], {}
+    here = dataset + (" (synthetic)" if results.synthetic.iloc[0] else "")
     for measure, title in dict(micro="patch-weighted", macro="macro", clip="clip accuracy").items():
         rows = measures[measure]
-        if measure != "clip": columns[f"{measure}, published"] = rows.published.map(lambda p: "–" if np.isnan(p) else f"{100 * p:.1f}")
-        columns[f"{title}, {dataset}"] = rows.apply(_mean_sd, axis=1)
+        if measure != "clip": columns[f"{measure}, published on {COMPARABLE}"] = rows.published.map(lambda p: "–" if np.isnan(p) else f"{100 * p:.1f}")
+        columns[f"{title}, {here}"] = rows.apply(_mean_sd, axis=1)
     if dataset == COMPARABLE: columns |= {f"{measure}, verdict": measures[measure].verdict for measure in ("micro", "macro")}
     return pd.DataFrame(columns)
 
@@ -372,7 +373,7 @@ def plot_probes(results: pd.DataFrame, probes: pd.DataFrame, probe: str, ax, *, 
         ax.plot(cells.alpha + shift, 100 * cells[MEASURES[measure]], marker, color=color, alpha=0.5, ms=2.5, mew=0)
         ax.plot(ours.alpha + shift, 100 * ours["mean"], color=color, marker=marker, ms=4, label=label)
     untrained = [config["untrained"]["accuracy"] for config in cells.config if config.get("untrained")]
-    if untrained: ax.axhline(100 * np.mean(untrained), color="0.3", lw=1, ls=":", label="by clips, never pre-trained")
+    if untrained: ax.axhline(100 * np.mean(untrained), color="0.3", lw=1, ls=":", label="by clips, encoder not pre-trained")
     ax.set(title=probe.replace("-", " on "), xlabel="alpha", ylabel="test accuracy (%)", xlim=(-0.04, 1.04))
 
 # %% ../nbs/07_results.ipynb #b03b0d5e

@@ -175,7 +175,7 @@ def plan_table(config: dict) -> Table:
     cells = tuple((subset, alpha, seed) for seed in _seeds(chosen) for subset in subsets for alpha in _alphas(chosen))
     return Table(data, cells, _epochs("epochs", chosen), *folders)
 
-
+# %% ../nbs/14_workflow.ipynb #6f4834d3
 def _settings(config, grid_for):
     "The data set, the grid with what was set in it, and the three folders."
     data = table_data(str(config.get("dataset") or "auto"), config.get("data") or None)
@@ -200,7 +200,7 @@ PROBES = ("linear-noisy", "finetune-noisy", "finetune-clean")  # task and labels
 PAPER_ENCODERS = {"alphas": "1.0 0.9 0.8 0.7 0.6 0.5 0.4 0.3 0.2 0.1 0.0", "temperatures": "0.2", "seeds": "271828", "epochs": 500, "linear_epochs": 200, "finetune_epochs": 200}
 SMALL_ENCODERS = {"alphas": "1.0 0.3", "temperatures": "0.2", "seeds": "0 1 2", "epochs": 20, "linear_epochs": 200, "finetune_epochs": 20}
 
-
+# %% ../nbs/14_workflow.ipynb #4fc73174
 @dataclass(frozen=True)
 class EncoderTable:
     """All encoders of the self-supervised table, their probes, and where they go.
@@ -237,14 +237,16 @@ class EncoderTable:
     @property
     def wanted(self) -> dict[str, dict]:
         "By run folder, what its `config.json` says, section by section, if it is the run that is asked for: encoders, then probes."
-        return {self.folder(*cell, probe): self._wanted(*cell, probe) for probe in (None, *PROBES) for cell in self.cells}
+        return {self.folder(*cell, probe): _wanted_of(self, *cell, probe) for probe in (None, *PROBES) for cell in self.cells}
 
-    def _wanted(self, alpha, temperature, seed, probe):
-        wanted = {"pretraining": {"alpha": float(alpha), "temperature": float(temperature), "seed": int(seed), "epochs": self.epochs},
-                  "dataset": self.data.wanted(self.store)}
-        if not probe: return wanted
-        task, subset = probe.split("-")
-        return wanted | {"probe": {"task": task, "subset": subset, "seed": int(seed), "epochs": self.probe_epochs(probe)}}
+# %% ../nbs/14_workflow.ipynb #88fba659
+def _wanted_of(table, alpha, temperature, seed, probe):
+    "What the config.json of an encoder, or of one of its probes, says."
+    wanted = {"pretraining": {"alpha": float(alpha), "temperature": float(temperature), "seed": int(seed), "epochs": table.epochs},
+              "dataset": table.data.wanted(table.store)}
+    if not probe: return wanted
+    task, subset = probe.split("-")
+    return wanted | {"probe": {"task": task, "subset": subset, "seed": int(seed), "epochs": table.probe_epochs(probe)}}
 
 # %% ../nbs/14_workflow.ipynb #63c7479e
 def plan_encoders(config: dict) -> EncoderTable:
