@@ -2,7 +2,8 @@
 # make test        all tests
 # make test-notebooks   every notebook once more, slow cells too, each in a fresh kernel
 # make reproduce   the paper's table with its figures; the same command goes on after an interruption (SNAKEMAKE=-n: what is left to do)
-# make results     the table and the figures of the runs that are there
+#                  PART=selfsupervised: pre-training, probes and their table instead; PART=all: both
+# make results     the table and the figures of the runs that are there (PART=selfsupervised: of the probes)
 # make docs        the site, in _build/html
 # make notebooks   run the notebooks again and keep their outputs     make readme   README.md from nbs/index.ipynb
 # Each works on a bare clone: the environment is made on first use.
@@ -37,19 +38,22 @@ test-notebooks: $(READY)
 	PATH="$(BIN):$$PATH" python -m pytest tests/check_notebooks.py -ra
 
 # DATA=folder ALPHAS="1 0.5" SUBSETS="clean noisy_small" SEEDS="0 1" EPOCHS=40 JOBS=2 THREADS=1 GPUS=1 CELLS_PER_GPU=4 PROFILE=profiles/slurm
+# PART=selfsupervised: also TEMPERATURES="0.2 0.3" LINEAR_EPOCHS=200 FINETUNE_EPOCHS=20, no SUBSETS
 RUNS    ?= runs
 FIGURES ?= figures
 option   = $(if $($(2)),--$(1) '$($(2))')
 
 reproduce: $(READY)
-	PATH="$(BIN):$$PATH" acl_reproduce --runs '$(RUNS)' --figures '$(FIGURES)' $(call option,data,DATA) $(call option,dataset,DATASET) \
-	  $(call option,alphas,ALPHAS) $(call option,subsets,SUBSETS) $(call option,seeds,SEEDS) $(call option,epochs,EPOCHS) \
+	PATH="$(BIN):$$PATH" acl_reproduce --runs '$(RUNS)' --figures '$(FIGURES)' $(call option,features,FEATURES) $(call option,data,DATA) $(call option,dataset,DATASET) \
+	  $(call option,part,PART) $(call option,alphas,ALPHAS) $(call option,subsets,SUBSETS) $(call option,temperatures,TEMPERATURES) $(call option,seeds,SEEDS) \
+	  $(call option,epochs,EPOCHS) $(call option,linear_epochs,LINEAR_EPOCHS) $(call option,finetune_epochs,FINETUNE_EPOCHS) \
 	  $(call option,jobs,JOBS) $(call option,threads,THREADS) $(call option,gpus,GPUS) $(call option,cells_per_gpu,CELLS_PER_GPU) \
 	  $(call option,profile,PROFILE) $(if $(SNAKEMAKE),--more='$(SNAKEMAKE)')
 
+results: RESULTS = results$(if $(filter selfsupervised,$(PART)),_selfsupervised)
 results: $(READY)
 	mkdir -p '$(FIGURES)/$(or $(DATASET),mini)'
-	PATH="$(BIN):$$PATH" papermill nbs/results.ipynb '$(FIGURES)/$(or $(DATASET),mini)/results.ipynb' -k python3 --no-progress-bar --log-level WARNING \
+	PATH="$(BIN):$$PATH" papermill nbs/$(RESULTS).ipynb '$(FIGURES)/$(or $(DATASET),mini)/$(RESULTS).ipynb' -k python3 --no-progress-bar --log-level WARNING \
 	  --stdout-file /dev/stdout -r dataset '$(or $(DATASET),mini)' -r runs_dir '$(RUNS)' -r figures_dir '$(FIGURES)'
 
 docs: $(READY)

@@ -9,6 +9,7 @@ import subprocess
 import time
 
 import nbformat
+import pandas as pd
 import psutil
 import pytest
 from helpers import command, contents, copy_of_repository, environment, make_data_set
@@ -34,9 +35,9 @@ def call(project, *arguments, **settings):
     return dict(args=command("acl_reproduce", *words, *arguments), cwd=project, env=environment(PYTHONPATH=str(project)))
 
 
-def reproduce(project, *arguments, **settings):
+def reproduce(project, *arguments, timeout=300, **settings):
     """Run it to its end."""
-    return subprocess.run(**call(project, *arguments, **settings), capture_output=True, text=True, timeout=300)
+    return subprocess.run(**call(project, *arguments, **settings), capture_output=True, text=True, timeout=timeout)
 
 
 def planned(project, *arguments, more="-n", **settings):
@@ -75,6 +76,30 @@ def test_on_fsdnoisy18k_it_is_the_papers_table_with_five_seeds(project, tmp_path
     assert "runs/FSDnoisy18k/noisy/alpha=0.4/seed=4/metrics.json" in text
     text = planned(project, data=tmp_path, alphas="0.5", subsets="clean", seeds="0", gpus=2, cells_per_gpu=3, more="-n -p")
     assert "-p epochs 99" in text and "CUDA_VISIBLE_DEVICES=0" in text
+    text = planned(project, part="selfsupervised", data=tmp_path)
+    assert (count("pretrain", text), count("probe", text)) == (11, 33)
+    assert "runs/FSDnoisy18k/pretrain/resnet18/alpha=0.0/temperature=0.2/seed=271828/finetune-clean/seed=271828/metrics.json" in text
+    text = planned(project, part="selfsupervised", data=tmp_path, alphas="0.3", gpus=2, more="-n -p")
+    assert "-p alpha 0.3 -p temperature 0.2 -p seed 271828 -p epochs 500" in text
+    assert text.count("-p epochs 200") == 3 and set(re.findall(r"CUDA_VISIBLE_DEVICES=(\d)", text)) == {"0", "1"}
+
+
+def test_each_part_has_its_jobs(project):
+    rules = ("features", "train", "results", "ssl_features", "pretrain", "probe", "ssl_results")
+    grid = dict(alphas="1 0.3", subsets="clean", seeds="0", temperatures="0.2 0.5")
+    jobs = {part: [count(rule, planned(project, part=part, **grid)) for rule in rules] for part in ("supervised", "selfsupervised", "all")}
+    assert jobs["supervised"] == [1, 2, 1, 0, 0, 0, 0]
+    assert jobs["selfsupervised"] == [0, 0, 0, 1, 4, 12, 1]
+    assert jobs["all"] == [1, 2, 1, 1, 4, 12, 1]
+
+
+def test_make_passes_its_settings_on(project):
+    """What make would do, without an environment of its own."""
+    settings = dict(PART="all", FEATURES="other features", TEMPERATURES="0.2 0.3", LINEAR_EPOCHS="3", FINETUNE_EPOCHS="2")
+    done = subprocess.run(["make", "-n", "reproduce", *(f"{name}={value}" for name, value in settings.items())], cwd=project, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for name, value in settings.items():
+        assert f"--{name.lower()} '{value}'" in done.stdout
 
 
 def test_cells_take_turns_on_the_gpus(project):
@@ -88,6 +113,7 @@ def test_cells_take_turns_on_the_gpus(project):
 @pytest.mark.parametrize("setting, value, message", [
     ("alphas", "2", "alphas must be numbers from 0 to 1, got 2"),
     ("subsets", "cleen", "subsets must be among all, clean, noisy, noisy_small, got 'cleen'"),
+    ("part", "both", "part must be one of supervised, selfsupervised, all, got 'both'"),
     ("data", "no/such/folder", "data_dir is no/such/folder, which is not a folder"),
 ])
 def test_settings_that_cannot_be_are_refused_at_once(project, setting, value, message):
@@ -191,6 +217,31 @@ def test_3_what_is_done_stays_done_until_something_that_matters_changes(project)
     losses.write_text(losses.read_text() + "\nchanged = True\n")
     text = planned(project, **GRID)
     assert count("train", text) == 2 and "Params have changed" in text
+
+
+def test_the_self_supervised_part_to_its_end(project):
+    """One encoder, three probes, the table; then only what a changed setting concerns is made again, and not from an old checkpoint."""
+    grid = dict(part="selfsupervised", alphas="1", seeds="0", epochs=1, linear_epochs=2, finetune_epochs=1)
+    done = reproduce(project, **grid, jobs=2, timeout=900)
+    assert done.returncode == 0, done.stderr
+    encoder = project / "runs" / "mini" / "pretrain" / "resnet18" / "alpha=1.0" / "temperature=0.2" / "seed=0"
+    for probe, epochs in (("linear-noisy", 2), ("finetune-noisy", 1), ("finetune-clean", 1)):
+        config = json.loads((encoder / probe / "seed=0" / "config.json").read_text())
+        assert (config["probe"]["epochs"], config["pretraining"]["epochs"]) == (epochs, 1)
+        assert config["untrained"] is not None  # asked of the baseline
+    table = pd.read_csv(project / "figures" / "mini" / "selfsupervised.csv")
+    ours = table[table.n_seeds > 0]
+    assert len(ours) == 3 * 3 and set(table.verdict) == {"not run"} and table.synthetic.all()
+    assert (project / "figures" / "mini" / "selfsupervised_temperature=0.2.svg").is_file()
+
+    assert "Nothing to be done" in planned(project, **grid)
+    text = planned(project, **grid | {"finetune_epochs": 2})
+    assert [count(rule, text) for rule in ("pretrain", "probe", "ssl_results")] == [0, 2, 1] and "epochs was 1, is 2" in text
+    text = planned(project, **grid | {"epochs": 2})
+    assert [count(rule, text) for rule in ("pretrain", "probe", "ssl_results")] == [1, 3, 1]
+    again = reproduce(project, "--more=--until pretrain", **grid | {"epochs": 2})
+    assert again.returncode == 0, again.stderr
+    assert json.loads((encoder / "metrics.json").read_text())["epochs"] == 2
 
 
 def test_a_cell_that_fails_says_why_and_can_be_looked_at(project, tmp_path):
