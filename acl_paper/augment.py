@@ -36,7 +36,7 @@ def mix_back(patches: Tensor, backgrounds: Tensor, level: Tensor) -> Tensor:
     ----------
     The paper's self-supervised experiment; Fonseca et al. (2021), arXiv:2011.07616, "mix-back".
     """
-    power, background = (10.0**x for x in (patches, backgrounds))
+    power, background = ((x * math.log2(10)).exp2_() for x in (patches, backgrounds))  # 10**x in a fraction of its time
     level = level[:, None, None]
     ratio = power.sum((1, 2), keepdim=True) / background.sum((1, 2), keepdim=True)
     return power.mul_(1 - level).addcmul_(background, level * ratio).log10_()  # in place: memory is what takes the time

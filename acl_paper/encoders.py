@@ -76,7 +76,7 @@ class ResidualBlock(nn.Module):
         self.shortcut = shortcut  # made first, registered last: the released code's order of random numbers
 
     def forward(self, x: Tensor) -> Tensor:
-        return relu(self.shortcut(x) + self.norm2(self.conv2(relu(self.norm1(self.conv1(x))))))
+        return self.norm2(self.conv2(self.norm1(self.conv1(x)).relu_())).add_(self.shortcut(x)).relu_()  # in place: memory is what takes the time
 
 # %% ../nbs/09_encoders.ipynb #6da0950f
 class ResNet18(Encoder):
@@ -103,7 +103,7 @@ class ResNet18(Encoder):
             if isinstance(module, nn.Conv2d): nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def embed(self, patches: Tensor) -> Tensor:
-        x = max_pool2d(relu(self.norm(self.conv(patches))), 3, stride=2, padding=1)
+        x = max_pool2d(self.norm(self.conv(patches)), 3, stride=2, padding=1).relu_()  # the same values as ReLU first, of a quarter of them
         return self.blocks(x).mean((2, 3))
 
 # %% ../nbs/09_encoders.ipynb #37306aa8

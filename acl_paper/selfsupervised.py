@@ -33,7 +33,7 @@ from .encoders import Encoder, ProjectionHead, make_encoder
 from .evaluation import accuracy, class_accuracy, clip_outputs, prediction_table
 from .features import FeatureConfig, FeatureStore, training_patch_starts
 from .losses import LossTerms, angular_margin_loss, check_alpha
-from .training import Patches, choose_device, software_versions, write_atomically
+from .training import Patches, choose_device, software_versions, tuned, write_atomically
 
 # %% ../nbs/10_selfsupervised.ipynb #270f8231
 SSL_FEATURES = FeatureConfig(sample_rate=22_050, min_duration_s=1.0, win_length=660, hop_length=220,  # 30 ms, 10 ms
@@ -61,7 +61,7 @@ class ClipFrames:
     def to(self, device: torch.device | str) -> "ClipFrames":
         return ClipFrames(*(t.to(device) for t in (self.frames, self.offsets, self.n_frames, self.labels, self.clips)))
 
-
+# %% ../nbs/10_selfsupervised.ipynb #e2b70002
 def clip_frames(store: FeatureStore, clips: pd.DataFrame) -> ClipFrames:
     """The frames of some clips of a store; clips that could not be read are left out.
 
@@ -86,7 +86,7 @@ def random_patches(data: ClipFrames, rows: Tensor, *, patch_frames: int = 101, g
     n_frames, n_mels = data.frames.shape
     return data.frames.as_strided((n_frames - patch_frames + 1, patch_frames, n_mels), (n_mels, n_mels, 1))[starts]
 
-
+# %% ../nbs/10_selfsupervised.ipynb #e2b70003
 def two_views(data: ClipFrames, rows: Tensor, config: AugmentConfig = AugmentConfig(), *, patch_frames: int = 101,
               generator: torch.Generator | None = None) -> Tensor:
     """Two augmented random patches of each of the clips `rows` (B,).
@@ -155,6 +155,11 @@ SCALINGS = ("paper_code", "paper_equation")
 SELF_SUPERVISED_CONSTANT = 25  # the released code divides the sum over ordered pairs by this
 
 
+def _scaled_angular_loss(h, labels, margin_rad, scaling):
+    if scaling == "paper_equation": return angular_margin_loss(h, labels, margin_rad=margin_rad, reduction="mean")
+    return angular_margin_loss(h, labels, margin_rad=margin_rad, reduction="sum") / SELF_SUPERVISED_CONSTANT
+
+# %% ../nbs/10_selfsupervised.ipynb #e2b70004
 class SelfSupervisedLoss(nn.Module):
     """ACL = alpha * InfoNCE(z) + (1 - alpha) * angular margin loss(h).
 
@@ -167,29 +172,20 @@ class SelfSupervisedLoss(nn.Module):
 
     References
     ----------
-    The paper, equation 3 and its self-supervised experiment.
-    """
+    The paper, equation 3 and its self-supervised experiment."""
     def __init__(self, alpha: float = 0.5, *, temperature: float = 0.2, margin_rad: float = 0.5, scaling: str = "paper_code"):
-        super().__init__()
         if scaling not in SCALINGS: raise ValueError(f"scaling must be one of {', '.join(SCALINGS)}, got {scaling!r}")
+        super().__init__()
         self.alpha, self.temperature, self.margin_rad, self.scaling = check_alpha(alpha), temperature, margin_rad, scaling
 
     def terms(self, z: Tensor, h: Tensor, labels: Tensor) -> LossTerms:
         "Total, InfoNCE and angular loss; see `forward`."
         first = info_nce(z, labels, temperature=self.temperature)
-        angular = angular_margin_loss(h, labels, margin_rad=self.margin_rad, reduction="sum" if self.scaling == "paper_code" else "mean")
-        if self.scaling == "paper_code": angular = angular / SELF_SUPERVISED_CONSTANT
+        angular = _scaled_angular_loss(h, labels, self.margin_rad, self.scaling)
         return LossTerms(self.alpha * first + (1 - self.alpha) * angular, first, angular)
 
     def forward(self, z: Tensor, h: Tensor, labels: Tensor) -> Tensor:
-        """Loss of a batch.
-
-        Parameters
-        ----------
-        z : (V, D) output of the projection head.
-        h : (V, D') output of the encoder.
-        labels : (V,) integers, the same for the views of one clip.
-        """
+        "Loss of a batch: `z` (V, D) of the projection head, `h` (V, D') of the encoder, `labels` (V,) integers, the same for the views of one clip."
         return self.terms(z, h, labels).total
 
     def extra_repr(self) -> str: return f"alpha={self.alpha}, temperature={self.temperature}, margin_rad={self.margin_rad}, scaling={self.scaling!r}"
@@ -203,7 +199,7 @@ def grid_patches(data: ClipFrames, scale: InputScale, *, patch_frames: int = 101
     labels, clips = (values.repeat_interleave(counts.to(values.device)) for values in (data.labels, data.clips))
     return Patches(scale(data.frames), starts, labels, clips, patch_frames)
 
-
+# %% ../nbs/10_selfsupervised.ipynb #e2b70006
 def neighbour_votes(z: Tensor, patches: Patches, *, n_neighbours: int = 200, n_classes: int, block: int = 1024) -> Tensor:
     """Labels of the nearest patches of other clips.
 
@@ -244,13 +240,7 @@ def neighbour_predictions(z: Tensor, patches: Patches, classes: list[str], *, n_
 # %% ../nbs/10_selfsupervised.ipynb #6a11763e
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Pre-training; the defaults are the paper's.
-
-    Raises
-    ------
-    ValueError
-        for a value that cannot be, naming the setting and what it may be.
-    """
+    "Pre-training; the defaults are the paper's. For a value that cannot be, a ValueError names the setting and what it may be."
     alpha: float = 0.3  # weight of InfoNCE; 1 is the baseline, 0.3 the paper's best at temperature 0.2
     temperature: float = 0.2
     seed: int = 271828  # initial weights, order of clips, views
@@ -275,9 +265,15 @@ class PretrainConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self):
-        if isinstance(self.augment, dict): object.__setattr__(self, "augment", AugmentConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in self.augment.items()}))
-        object.__setattr__(self, "drops", tuple(self.drops))
+        _restore_types(self)
         _check_pretraining(self)
+
+# %% ../nbs/10_selfsupervised.ipynb #e2b70008
+def _restore_types(config):
+    if isinstance(config.augment, dict):
+        ranges = {name: tuple(value) if isinstance(value, list) else value for name, value in config.augment.items()}
+        object.__setattr__(config, "augment", AugmentConfig(**ranges))
+    object.__setattr__(config, "drops", tuple(config.drops))
 
 # %% ../nbs/10_selfsupervised.ipynb #7e8db3c9
 def _check_pretraining(config):
@@ -320,7 +316,7 @@ class Pretraining:
             head = ProjectionHead(encoder.embedding_size)
         self.config, self.scale, self.device = config, scale, device
         self.encoder, self.head = encoder.to(device, memory_format=torch.channels_last), head.to(device)
-        self.optimiser = torch.optim.SGD([*encoder.parameters(), *head.parameters()], lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay)
+        self.optimiser = torch.optim.SGD([*encoder.parameters(), *head.parameters()], lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay, fused=True)
         self.schedule = torch.optim.lr_scheduler.MultiStepLR(self.optimiser, [round(share * config.epochs) for share in config.drops])
         self.order, self.chance = torch.Generator().manual_seed(config.seed), torch.Generator(device).manual_seed(config.seed)
         self.history, self.best = [], None
@@ -372,7 +368,7 @@ def watch(run: Pretraining, patches: Patches, classes: list[str]) -> dict[str, f
 def _stateful(run):
     return dict(encoder=run.encoder, head=run.head, optimiser=run.optimiser, schedule=run.schedule)
 
-
+# %% ../nbs/10_selfsupervised.ipynb #e2b70009
 def save_checkpoint(path: str | Path, run: Pretraining, data: ClipFrames) -> None:
     "Write everything needed to go on with a run."
     state = {name: part.state_dict() for name, part in _stateful(run).items()}
@@ -382,7 +378,7 @@ def save_checkpoint(path: str | Path, run: Pretraining, data: ClipFrames) -> Non
     torch.save(state, content)
     write_atomically(Path(path), content.getvalue())
 
-
+# %% ../nbs/10_selfsupervised.ipynb #e2b7000a
 def load_checkpoint(path: str | Path, run: Pretraining, data: ClipFrames) -> None:
     """Bring a new run to where a checkpoint left it.
 
@@ -432,33 +428,33 @@ def pretrain(train: ClipFrames, validation: ClipFrames, config: PretrainConfig =
     ----------
     train : clips to learn from; their labels are not used.
     validation : labelled clips whose neighbours are watched.
-    classes : class names by label.
-    features : the configuration the frames were made with; kept with the encoder.
+    classes, features : class names by label, and the configuration the frames were made with; both are kept with the encoder.
     checkpoint : file to write every `checkpoint_every_s` seconds, and to go on from where it exists; its folder is made.
     device : "auto", "cpu", "cuda" ...
     report_every_s : seconds between lines of progress; None for silence.
 
     Raises
     ------
-    FloatingPointError
-        when a loss is no longer finite, naming the epoch.
-    ValueError
-        when fewer than two clips are given, or the checkpoint is of another run.
+    FloatingPointError : when a loss is no longer finite, naming the epoch.
+    ValueError : when fewer than two clips are given, or the checkpoint is of another run.
     """
-    if len(train) < 2: raise ValueError("pre-training needs at least two clips")
-    shortest = min(train.n_frames.min().item(), validation.n_frames.min().item())
-    if shortest < config.patch_frames: raise ValueError(f"a clip of {shortest} frames is shorter than a patch of {config.patch_frames}; raise FeatureConfig.min_duration_s")
-    device = choose_device(device)
-    run = Pretraining(config, fit_input_scale(train, paper_code=config.paper_code), len(classes), device)
+    _check_clips(train, validation, config)
+    run = Pretraining(config, fit_input_scale(train, paper_code=config.paper_code), len(classes), choose_device(device))
     if checkpoint and Path(checkpoint).exists(): load_checkpoint(checkpoint, run, train)
-    patches = grid_patches(validation.to(device), run.scale, patch_frames=config.patch_frames, patch_hop=config.patch_hop)
-    save, train = _saver(checkpoint, checkpoint_every_s, run, train), train.to(device)
-    with Progress(config.epochs, "epochs", "pre-training", done=len(run.history), every_s=report_every_s) as progress:
+    patches = grid_patches(validation.to(run.device), run.scale, patch_frames=config.patch_frames, patch_hop=config.patch_hop)
+    save, train = _saver(checkpoint, checkpoint_every_s, run, train), train.to(run.device)
+    with tuned(config.precision), Progress(config.epochs, "epochs", "pre-training", done=len(run.history), every_s=report_every_s) as progress:
         for epoch in range(len(run.history) + 1, config.epochs + 1):
             _run_epoch(run, train, patches, classes, epoch)
             save(epoch == config.epochs)
             progress.advance(1, _note(run))
     return _finish(run, features, classes)
+
+# %% ../nbs/10_selfsupervised.ipynb #e2b7000b
+def _check_clips(train, validation, config):
+    if len(train) < 2: raise ValueError("pre-training needs at least two clips")
+    shortest = min(train.n_frames.min().item(), validation.n_frames.min().item())
+    if shortest < config.patch_frames: raise ValueError(f"a clip of {shortest} frames is shorter than a patch of {config.patch_frames}; raise FeatureConfig.min_duration_s")
 
 # %% ../nbs/10_selfsupervised.ipynb #1fd77190
 def _run_epoch(run, train, patches, classes, epoch):
@@ -473,7 +469,7 @@ def _run_epoch(run, train, patches, classes, epoch):
     if seen and (run.best is None or score > run.best["score"]):
         run.best = {"score": score, "epoch": epoch, **{name: copy.deepcopy(getattr(run, name).state_dict()) for name in ("encoder", "head")}}
 
-
+# %% ../nbs/10_selfsupervised.ipynb #e2b7000d
 def _saver(checkpoint, every_s, run, train):
     "A function that writes the checkpoint when it is time for it."
     if checkpoint is None: return lambda last: None
@@ -486,7 +482,7 @@ def _saver(checkpoint, every_s, run, train):
         saved = time.monotonic()
     return save
 
-
+# %% ../nbs/10_selfsupervised.ipynb #e2b7000f
 def _note(run):
     row = run.history[-1]
     seen = [r["knn_accuracy"] for r in run.history if not math.isnan(r["knn_accuracy"])]
@@ -518,16 +514,16 @@ def untrained(train: ClipFrames, config: PretrainConfig = PretrainConfig(), *, c
     run.best = {"epoch": 0, "encoder": run.encoder.state_dict(), "head": run.head.state_dict()}
     return _finish(run, features, classes)
 
-
+# %% ../nbs/10_selfsupervised.ipynb #e2b70011
 def _embed(pretrained, data, device):
     "z, h and the grid patches they are of."
     config, device = pretrained.config, choose_device(device)
     run = Pretraining(config, pretrained.scale, len(pretrained.classes), device)
     for name in ("encoder", "head"): getattr(run, name).load_state_dict(getattr(pretrained, name).state_dict())
     patches = grid_patches(data.to(device), pretrained.scale, patch_frames=config.patch_frames, patch_hop=config.patch_hop)
-    return *embed_patches(run, patches), patches
+    with tuned(config.precision): return *embed_patches(run, patches), patches
 
-
+# %% ../nbs/10_selfsupervised.ipynb #e2b70012
 def neighbour_accuracy(pretrained: Pretrained, data: ClipFrames, *, on: str = "h", n_neighbours: int | None = None, device: str = "auto") -> pd.DataFrame:
     """What the neighbours of each clip say; see `neighbour_predictions`.
 
@@ -540,7 +536,7 @@ def neighbour_accuracy(pretrained: Pretrained, data: ClipFrames, *, on: str = "h
     z, h, patches = _embed(pretrained, data, device)
     return neighbour_predictions(h if on == "h" else z, patches, pretrained.classes, n_neighbours=n_neighbours or pretrained.config.n_neighbours)
 
-
+# %% ../nbs/10_selfsupervised.ipynb #e2b70013
 def clip_embeddings(pretrained: Pretrained, data: ClipFrames, *, device: str = "auto") -> np.ndarray:
     "One embedding a clip, (K, D) float32: the mean of h over its patches, each of length 1 before."
     _, h, patches = _embed(pretrained, data, device)
@@ -551,7 +547,7 @@ def pretrain_folder(runs_dir: str | Path, dataset: str, config: PretrainConfig) 
     "Where the run of one configuration lives."
     return Path(runs_dir)/dataset/"pretrain"/config.encoder/f"alpha={config.alpha}"/f"temperature={config.temperature}"/f"seed={config.seed}"
 
-
+# %% ../nbs/10_selfsupervised.ipynb #e2b70015
 def save_pretrained(folder: str | Path, pretrained: Pretrained, *, about: dict | None = None) -> dict:
     """Write config.json, history.csv, encoder.safetensors and, last, metrics.json of a run; returns the metrics.
 
@@ -574,7 +570,7 @@ def save_pretrained(folder: str | Path, pretrained: Pretrained, *, about: dict |
     write_atomically(folder/"metrics.json", json.dumps(metrics, indent=1))
     return metrics
 
-
+# %% ../nbs/10_selfsupervised.ipynb #e2b70016
 def load_pretrained(folder: str | Path) -> Pretrained:
     "The encoder of a run folder, ready to use."
     folder = Path(folder)
@@ -617,7 +613,7 @@ class ProbeConfig:
             _check(getattr(self, name) in allowed, name, f"one of {', '.join(allowed)}", getattr(self, name))
         for name in ("epochs", "batch_size"): _check(type(getattr(self, name)) is int and getattr(self, name) >= 1, name, "a whole number from 1", getattr(self, name))
 
-
+# %% ../nbs/10_selfsupervised.ipynb #e2b70017
 def probe_clips(clips: pd.DataFrame, config: ProbeConfig = ProbeConfig()) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Training and validation clips of a probe.
 
@@ -644,7 +640,7 @@ class _FrozenFeatures:
     def validation_logits(self):
         with torch.no_grad(): return self.classifier(self.validation_h), self.validation_h
 
-
+# %% ../nbs/10_selfsupervised.ipynb #e2b70018
 class _WholeNetwork:
     "Logits from patches, with batch norm in training mode."
     def __init__(self, encoder, train, validation, patches_of, scale, patch_frames):
@@ -664,7 +660,7 @@ def classify_patches(encoder: Encoder, patches: Patches, *, batch_size: int = 25
     logits, embeddings = zip(*(encoder(patches[rows][0]) for rows in torch.arange(len(patches), device=patches.starts.device).split(batch_size)))
     return torch.cat(logits), torch.cat(embeddings)
 
-
+# %% ../nbs/10_selfsupervised.ipynb #e2b70019
 def _scores(logits, embeddings, patches):
     "Clip accuracy and macro accuracy."
     outputs = clip_outputs(logits, embeddings, patches)
@@ -691,7 +687,7 @@ class Probe:
     history: pd.DataFrame
     best_epoch: int
 
-
+# %% ../nbs/10_selfsupervised.ipynb #e2b7001a
 def fit_probe(pretrained: Pretrained, train: ClipFrames, validation: ClipFrames, config: ProbeConfig = ProbeConfig(), *, device: str = "auto",
               report_every_s: float | None = 2.0) -> Probe:
     """Train a linear probe on an encoder, or fine-tune it. `pretrained` itself is left as it is.
@@ -709,14 +705,15 @@ def fit_probe(pretrained: Pretrained, train: ClipFrames, validation: ClipFrames,
     def patches_of(data): return grid_patches(data, pretrained.scale, patch_frames=before.patch_frames, patch_hop=before.patch_hop)
     if config.task == "linear": encoder.requires_grad_(False).classifier.requires_grad_(True)
     whole = config.task == "finetune" or config.paper_code
-    source = _WholeNetwork(encoder, train, validation, patches_of, pretrained.scale, before.patch_frames) if whole else _FrozenFeatures(encoder, train, validation, patches_of)
-    history, best_epoch, weights = _fit_probe(encoder, source, train.labels, config, report_every_s)
+    with tuned("float32"):
+        source = _WholeNetwork(encoder, train, validation, patches_of, pretrained.scale, before.patch_frames) if whole else _FrozenFeatures(encoder, train, validation, patches_of)
+        history, best_epoch, weights = _fit_probe(encoder, source, train.labels, config, report_every_s)
     encoder.load_state_dict(weights)
     return Probe(encoder.to("cpu", memory_format=torch.contiguous_format).eval(), pretrained, config, history, best_epoch)
 
 # %% ../nbs/10_selfsupervised.ipynb #3dd460e0
 def _fit_probe(encoder, source, labels, config, report_every_s):
-    optimiser = torch.optim.SGD([p for p in encoder.parameters() if p.requires_grad], lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay)
+    optimiser = torch.optim.SGD([p for p in encoder.parameters() if p.requires_grad], lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, [round(share * config.epochs) for share in config.drops])
     order, chance = torch.Generator().manual_seed(config.seed), torch.Generator(labels.device).manual_seed(config.seed)
     history, highest, best_epoch, weights = [], -1.0, 0, None
@@ -732,7 +729,7 @@ def _fit_probe(encoder, source, labels, config, report_every_s):
             progress.advance(1, f"loss {row['loss']:.3f}  validation {row['validation_accuracy']:.3f}")
     return pd.DataFrame(history), best_epoch, weights
 
-
+# %% ../nbs/10_selfsupervised.ipynb #e2b7001b
 def _probe_epoch(source, labels, optimiser, config, order, chance):
     total = 0.0
     batches = torch.randperm(len(labels), generator=order).to(labels.device).split(config.batch_size)
@@ -763,7 +760,7 @@ def three_accuracies(predictions: pd.DataFrame) -> dict[str, float]:
     return {"accuracy": clip.value, "accuracy_low": clip.low, "accuracy_high": clip.high, "n_test_clips": clip.n,
             "macro_accuracy": float(class_accuracy(predictions).mean()), "patch_weighted_micro_accuracy": patch_weighted_accuracy(predictions)}
 
-
+# %% ../nbs/10_selfsupervised.ipynb #e2b7001c
 def probe_predictions(probe: Probe, data: ClipFrames, fnames: pd.Series, *, device: str = "auto") -> pd.DataFrame:
     """Predictions of a probe: fname, truth, prediction, n_patches, then a probability a class.
 
@@ -775,7 +772,7 @@ def probe_predictions(probe: Probe, data: ClipFrames, fnames: pd.Series, *, devi
     before, device = probe.pretrained.config, choose_device(device)
     patches = grid_patches(data.to(device), probe.pretrained.scale, patch_frames=before.patch_frames, patch_hop=before.patch_hop)
     encoder = copy.deepcopy(probe.encoder).to(device, memory_format=torch.channels_last)
-    outputs = clip_outputs(*classify_patches(encoder, patches), patches)
+    with tuned("float32"): outputs = clip_outputs(*classify_patches(encoder, patches), patches)
     table = prediction_table(outputs, fnames, probe.pretrained.classes)
     table.insert(3, "n_patches", outputs.n_patches.tolist())
     return table
