@@ -22,7 +22,7 @@ from acl_paper.data import download_files, published_sums, DatasetError
 from acl_paper.encoders import PUBLISHED_WEIGHTS, load_published_encoder, untrained_head
 from acl_paper.mini import make_mini
 
-TINY = ["-p", "epochs", 2, "-p", "width", 4, "-p", "batch_size", 16, "-p", "checkpoint_every_s", 0]
+TINY = ["-p", "epochs", 2, "-p", "width", 8, "-p", "batch_size", 16, "-p", "checkpoint_every_s", 0]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_pretraining_leaves_a_run_folder(pretrained):
     base, folder = pretrained
     config = json.loads((folder / "config.json").read_text())
     effective = {name: config["pretraining"][name] for name in ("alpha", "temperature", "seed", "epochs", "width", "batch_size", "encoder", "scaling")}
-    assert effective == dict(alpha=0.4, temperature=0.1, seed=5, epochs=2, width=4, batch_size=16, encoder="resnet18", scaling="paper_code")
+    assert effective == dict(alpha=0.4, temperature=0.1, seed=5, epochs=2, width=8, batch_size=16, encoder="resnet18", scaling="paper_code")
     assert config["dataset"]["synthetic"] is True
     history = pd.read_csv(folder / "history.csv")
     assert list(history.epoch) == [1, 2] and np.isfinite(history[["loss", "info_nce", "angular"]]).all(axis=None)
