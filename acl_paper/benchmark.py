@@ -581,10 +581,10 @@ def _reference_pretraining(data, config):
     return epoch
 
 # %% ../nbs/benchmark.ipynb #f7a10009
-PRETRAINING_SIZES = {"small preset": (16, 64, 6), "the paper's ResNet-18": (64, 16, 4)}  # width, clips a batch, steps a turn
+PRETRAINING_SIZES = {"small preset": (16, 64, 3), "the paper's ResNet-18": (64, 16, 2)}  # width, clips a batch, steps a turn
 
 
-def pretraining_study(repeats: int = 5, threads: tuple[int, ...] = (1, 2), sizes: dict[str, tuple[int, int, int]] = PRETRAINING_SIZES) -> dict:
+def pretraining_study(repeats: int = 3, threads: tuple[int, ...] = (1, 2), sizes: dict[str, tuple[int, int, int]] = PRETRAINING_SIZES) -> dict:
     """Time `PRETRAINING_WAYS` in turns.
 
     Returns
