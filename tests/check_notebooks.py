@@ -1,6 +1,6 @@
 """Every notebook from top to bottom in a fresh kernel, slow cells too, as "Run All Cells" does. Apart from `make test`: make test-notebooks.
 
-`make test` runs the same cells, but for those marked slow, with nbdev_test, and the four that papermill runs in their own tests.
+`make test` runs the same cells, but for those marked slow, with nbdev_test, and those that papermill runs in their own tests.
 """
 import nbformat
 import pytest
@@ -14,6 +14,7 @@ PAPERMILL = {
     "results": [],
     "pretrain": ["-p", "epochs", 2, "-p", "width", 8],
     "probe": ["-p", "epochs", 2],
+    "results_selfsupervised": [],
 }
 OTHERS = sorted({path.stem for path in (ROOT / "nbs").glob("*.ipynb")} - set(PAPERMILL))
 
