@@ -61,7 +61,7 @@ def gpu(pattern):
     if not GPUS: return {}
     place = {folder: i % len(GPUS) for i, folder in enumerate(WANTED)}
     of = lambda wildcards: place[pattern.format(**dict(wildcards.items()))]
-    return {"card": lambda wildcards: GPUS[of(wildcards)], **{f"gpu{i}": lambda wildcards, i=i: int(of(wildcards) == i) for i in range(len(GPUS))}}
+    return {**{f"gpu{i}": lambda wildcards, i=i: int(of(wildcards) == i) for i in range(len(GPUS))}, "card": lambda wildcards: GPUS[of(wildcards)]}
 
 
 def run_notebook(settings):
