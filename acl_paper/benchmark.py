@@ -252,7 +252,7 @@ def _work(pipe, make, arguments, n_threads):
         units = took.pop("units")
         pipe.send({kind: seconds / units for kind, seconds in took.items()})
 
-
+# %% ../nbs/benchmark.ipynb #7796f8e4
 def take_turns(ways: dict[str, tuple[Callable, tuple]], *, repeats: int = 5, n_threads: int = 1) -> pd.DataFrame:
     """Time several ways of doing something, in turn.
 
