@@ -8,15 +8,15 @@ __all__ = ['SIZES', 'LADDER', 'PRETRAINING_WAYS', 'PRETRAINING_SIZES', 'MODES', 
            'reference_angular_loss', 'ReferencePatches', 'reference_epoch', 'reference_evaluation',
            'reference_preparation', 'reference_extraction', 'take_turns', 'summarise', 'prepare_training',
            'prepare_evaluation', 'prepare_preparation', 'write_noise', 'prepare_features', 'machine', 'run_benchmark',
-           'acl_bench', 'benchmark_table', 'plot_benchmark', 'prepare_steps', 'NumpyViews',
-           'reference_pretraining_loss', 'prepare_pretraining', 'pretraining_study', 'measure_scale', 'scale_study',
-           'precision_study', 'startup_study', 'cell_times']
+           'acl_bench', 'benchmark_table', 'plot_benchmark', 'prepare_steps', 'NumpyViews', 'ReferenceResNet',
+           'reference_pretraining_loss', 'encoder_work', 'prepare_pretraining', 'pretraining_study', 'measure_scale',
+           'scale_study', 'precision_study', 'startup_study', 'cell_times']
 
 # %% ../nbs/benchmark.ipynb #0d89f739
-import itertools, json, multiprocessing, os, platform, resource, shutil, subprocess, sys, tempfile, time, warnings
+import itertools, json, math, multiprocessing, os, platform, resource, shutil, subprocess, sys, tempfile, time, warnings
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 # %% ../nbs/benchmark.ipynb #2f8d4a76
@@ -25,13 +25,14 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, interpolate, normalize, relu
+from torch.nn.functional import cross_entropy, interpolate, max_pool2d, normalize, relu
+from torch.utils.flop_counter import FlopCounterMode
 
 # %% ../nbs/benchmark.ipynb #80d256c7
 import acl_paper
 from .augment import crop_boxes
 from .data import AUDIO_FOLDERS, CLIP_TABLES, DatasetError, command, load_clips, project_root
-from .encoders import ProjectionHead, make_encoder
+from .encoders import ProjectionHead, ResNet18
 from .evaluation import accuracy, evaluate
 from .features import (FeatureConfig, FeatureStore, Scaler, _assemble, _write_group, audio_path, extract_features, feature_store,
                                 log_mel_literal, open_feature_store, source_fingerprint, test_patch_starts)
@@ -526,6 +527,15 @@ class NumpyViews(torch.utils.data.Dataset):
         patch = interpolate(box, size=patch.shape, mode="bilinear")[0, 0].numpy() * np.random.uniform(0.75, 1)
         return patch + np.random.normal(0, np.random.uniform(0, 0.01), patch.shape).astype(np.float32)
 
+# %% ../nbs/benchmark.ipynb #f7a1000e
+class ReferenceResNet(ResNet18):
+    "`ResNet18` with every operation as written in its description."
+    def embed(self, patches: Tensor) -> Tensor:
+        x = max_pool2d(relu(self.norm(self.conv(patches))), 3, stride=2, padding=1)
+        for block in self.blocks:
+            x = relu(block.norm2(block.conv2(relu(block.norm1(block.conv1(x))))) + block.shortcut(x))
+        return x.mean((2, 3))
+
 # %% ../nbs/benchmark.ipynb #f7a10004
 def reference_pretraining_loss(z: Tensor, h: Tensor, *, alpha: float = 0.3, temperature: float = 0.2, margin_rad: float = 0.5) -> Tensor:
     "`SelfSupervisedLoss` of first views, then second views, in the released code's scaling, as one would write it down."
@@ -537,25 +547,41 @@ def reference_pretraining_loss(z: Tensor, h: Tensor, *, alpha: float = 0.3, temp
     angular = (theta[same]**2).sum() + (margin_rad - theta[~same & ~itself]).clamp(min=0).square().sum()
     return alpha * info_nce + (1 - alpha) * angular / 25
 
+# %% ../nbs/benchmark.ipynb #f7a1000f
+@cache
+def encoder_work(width: int) -> float:
+    "Floating-point operations of a ResNet-18 of `width` on one view, forward and backward."
+    with FlopCounterMode(display=False) as counter: ResNet18(width=width).embed(torch.randn(2, 1, 101, 96)).sum().backward()
+    return counter.get_total_flops() / 2
+
 # %% ../nbs/benchmark.ipynb #f7a10007
-PRETRAINING_WAYS = ("reference", "memory given back", "ours")
+PRETRAINING_WAYS = ("reference", "memory given back", "ours", "arithmetic alone")  # there is also "bfloat16"
 
 
 def prepare_pretraining(way: str, width: int, batch_size: int, n_steps: int) -> Callable:
     "A turn pre-trains a ResNet-18 of `width` for `n_steps` batches of `batch_size` clips; units are views."
     torch.manual_seed(0)
+    if way == "arithmetic alone": return partial(_matrix_products, width, 2 * batch_size * n_steps)
     n_frames = torch.randint(101, 1000, (batch_size * n_steps,))
     data = ClipFrames(torch.randn(int(n_frames.sum()), 96), n_frames.cumsum(0) - n_frames, n_frames, 0 * n_frames, torch.arange(len(n_frames)))
-    run = Pretraining(PretrainConfig(width=width, batch_size=batch_size), InputScale(0.0, 1.0), 20, torch.device("cpu"))
+    precision = "bfloat16" if way == "bfloat16" else "float32"
+    run = Pretraining(PretrainConfig(width=width, batch_size=batch_size, precision=precision), InputScale(0.0, 1.0), 20, torch.device("cpu"))
     if way == "reference": epoch = _reference_pretraining(data, run.config)
     else: epoch = partial(pretrain_epoch, run, data)
-    if way == "ours": _keep_freed_memory(True)
+    if way in ("ours", "bfloat16"): _keep_freed_memory(True)
 
     def turn():
         before = _cpu_seconds()
         epoch()
         return {"units": 2 * len(data), "cpu_s": _cpu_seconds() - before}
     return turn
+
+
+def _matrix_products(width, n_views, size=1024):
+    work, n_products = encoder_work(width), math.ceil(n_views * encoder_work(width) / (2 * size**3))
+    a = torch.randn(size, size)
+    for _ in range(n_products): a @ a
+    return {"units": n_products * 2 * size**3 / work}
 
 
 def _cpu_seconds():
@@ -565,7 +591,7 @@ def _cpu_seconds():
 # %% ../nbs/benchmark.ipynb #f7a10008
 def _reference_pretraining(data, config):
     clips = [frames.numpy() for frames in data.frames.split(data.n_frames.tolist())]
-    encoder = make_encoder(config.encoder, 20, width=config.width)
+    encoder = ReferenceResNet(20, width=config.width)
     head = ProjectionHead(encoder.embedding_size)
     optimiser = torch.optim.SGD([*encoder.parameters(), *head.parameters()], lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay)
 
@@ -581,20 +607,19 @@ def _reference_pretraining(data, config):
     return epoch
 
 # %% ../nbs/benchmark.ipynb #f7a10009
-PRETRAINING_SIZES = {"small preset": (16, 64, 3), "the paper's ResNet-18": (64, 16, 2)}  # width, clips a batch, steps a turn
+PRETRAINING_SIZES = {"small preset": (16, 64, 8), "the paper's ResNet-18": (64, 32, 2)}  # width, clips a batch, steps a turn
 
 
-def pretraining_study(repeats: int = 3, threads: tuple[int, ...] = (1, 2), sizes: dict[str, tuple[int, int, int]] = PRETRAINING_SIZES) -> dict:
-    """Time `PRETRAINING_WAYS` in turns.
+def pretraining_study(repeats: int = 3, threads: tuple[int, ...] = (1, 2), sizes: dict[str, tuple[int, int, int]] = PRETRAINING_SIZES,
+                      ways: tuple[str, ...] = PRETRAINING_WAYS) -> dict:
+    """Time `ways` in turns.
 
     Returns
     -------
     dict
         machine, versions, settings, and a section for each size and number of threads, as `run_benchmark` gives them, in seconds a view.
     """
-    def timed(size, n_threads):
-        ways = {way: (prepare_pretraining, (way, *size)) for way in PRETRAINING_WAYS}
-        return {"unit": "view", "ways": summarise(take_turns(ways, repeats=repeats, n_threads=n_threads))}
+    def timed(size, n_threads): return {"unit": "view", "ways": summarise(take_turns({way: (prepare_pretraining, (way, *size)) for way in ways}, repeats=repeats, n_threads=n_threads))}
     settings = {"repeats": repeats, "sizes": sizes, "workers": 2}
     return {"machine": machine(), "versions": software_versions(), "settings": settings,
             "sections": {f"{name}, threads: {n}": timed(size, n) for name, size in sizes.items() for n in threads}}
