@@ -64,13 +64,16 @@ class TrainConfig:
     precision: str = "float32"  # "bfloat16": autocast for the network, the loss stays in float32; "tf32": as float32, with a GPU's shorter products
     frames: str = "float32"  # "float16": frames take half the memory and are rounded to 11 bits
 
-    def __post_init__(self):
-        object.__setattr__(self, "alpha", check_alpha(self.alpha))
-        for name, allowed in CHOICES.items(): _check(getattr(self, name) in allowed, name, f"one of {', '.join(allowed)}", getattr(self, name))
-        for name in ("seed", "epochs", "batch_size", "lr_patience", "patch_frames", "patch_hop"):
-            value, least = getattr(self, name), 0 if name in ("seed", "lr_patience") else 1
-            _check(isinstance(value, int) and not isinstance(value, bool) and value >= least, name, f"a whole number from {least}", value)
-        _check(self.batch_size >= 2, "batch_size", "at least 2 (batch norm and pairs need two samples)", self.batch_size)
+    def __post_init__(self): _check_settings(self)
+
+# %% ../nbs/05_training.ipynb #8f42b23a
+def _check_settings(config):
+    object.__setattr__(config, "alpha", check_alpha(config.alpha))
+    for name, allowed in CHOICES.items(): _check(getattr(config, name) in allowed, name, f"one of {', '.join(allowed)}", getattr(config, name))
+    for name in ("seed", "epochs", "batch_size", "lr_patience", "patch_frames", "patch_hop"):
+        value, least = getattr(config, name), 0 if name in ("seed", "lr_patience") else 1
+        _check(isinstance(value, int) and not isinstance(value, bool) and value >= least, name, f"a whole number from {least}", value)
+    _check(config.batch_size >= 2, "batch_size", "at least 2 (batch norm and pairs need two samples)", config.batch_size)
 
 # %% ../nbs/05_training.ipynb #dbe99e56
 CHOICES = {"subset": SUBSETS, "first_loss": tuple(FIRST_LOSSES), "label_order": ("released", "numeric"), "stratify": ("auto", "always", "never"), "scaler_over": ("patches", "frames"),
