@@ -202,7 +202,7 @@ class TrainingStep:
     def __init__(self, model: PaperCNN, patches: Patches, loss: AngularContrastiveLoss, optimiser: torch.optim.Optimizer, *, precision: str = "float32"):
         self.model, self.patches, self.loss, self.optimiser, self.precision = model, patches, loss, optimiser, precision
         self.losses = torch.zeros(3, device=patches.starts.device)
-        self.recording = CudaRecording(self.run) if self.losses.is_cuda else None
+        self.recording = CudaRecording(self.run, self.losses.device) if self.losses.is_cuda else None
 
     def __call__(self, rows: Tensor) -> None: (self.recording or self.run)(rows)
 
@@ -218,8 +218,8 @@ class TrainingStep:
 # %% ../nbs/05_training.ipynb #6af4eb2c
 class CudaRecording:
     "Call `run(rows)` as written `warm_up` times, then record it as a CUDA graph and replay that: for a function of one tensor that always does the same."
-    def __init__(self, run, warm_up: int = 3):
-        self.run, self.left, self.graph, self.rows, self.stream = run, warm_up, None, None, torch.cuda.Stream()
+    def __init__(self, run, device: torch.device, warm_up: int = 3):
+        self.run, self.left, self.graph, self.rows, self.stream = run, warm_up, None, None, torch.cuda.Stream(device)
 
     def __call__(self, rows: Tensor) -> None:
         if self.rows is None: self.rows = rows.clone()
@@ -230,9 +230,10 @@ class CudaRecording:
         self.graph.replay()
 
     def _as_written(self):
-        self.stream.wait_stream(torch.cuda.current_stream())
+        caller = torch.cuda.current_stream(self.stream.device)
+        self.stream.wait_stream(caller)
         with torch.cuda.stream(self.stream): self.run(self.rows)
-        torch.cuda.current_stream().wait_stream(self.stream)
+        caller.wait_stream(self.stream)
 
     def _record(self):
         graph = torch.cuda.CUDAGraph()
