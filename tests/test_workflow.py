@@ -87,7 +87,8 @@ def test_on_fsdnoisy18k_it_is_the_papers_table_with_five_seeds(project, tmp_path
 def test_each_part_has_its_jobs(project):
     rules = ("features", "train", "results", "ssl_features", "pretrain", "probe", "ssl_results")
     grid = dict(alphas="1 0.3", subsets="clean", seeds="0", temperatures="0.2 0.5")
-    jobs = {part: [count(rule, planned(project, part=part, **grid)) for rule in rules] for part in ("supervised", "selfsupervised", "all")}
+    plans = {part: planned(project, part=part, **grid) for part in ("supervised", "selfsupervised", "all")}
+    jobs = {part: [count(rule, plan) for rule in rules] for part, plan in plans.items()}
     assert jobs["supervised"] == [1, 2, 1, 0, 0, 0, 0]
     assert jobs["selfsupervised"] == [0, 0, 0, 1, 4, 12, 1]
     assert jobs["all"] == [1, 2, 1, 1, 4, 12, 1]
