@@ -578,10 +578,10 @@ def prepare_pretraining(way: str, width: int, batch_size: int, n_steps: int) -> 
 
 
 def _matrix_products(width, n_views, size=1024):
-    work, n_products = encoder_work(width), math.ceil(n_views * encoder_work(width) / (2 * size**3))
-    a = torch.randn(size, size)
+    a, views_a_product = torch.randn(size, size), 2 * size**3 / encoder_work(width)
+    n_products = math.ceil(n_views / views_a_product)
     for _ in range(n_products): a @ a
-    return {"units": n_products * 2 * size**3 / work}
+    return {"units": n_products * views_a_product}
 
 
 def _cpu_seconds():

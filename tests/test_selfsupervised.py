@@ -128,7 +128,7 @@ PROGRAM = textwrap.dedent("""
 """)
 
 
-@pytest.mark.parametrize("settings", ["{}", "dict(encoder='vgg', keep='last')"])
+@pytest.mark.parametrize("settings", ["{}", "dict(encoder='vgg', keep='last', precision='bfloat16')"])
 def test_killed_and_resumed_is_as_not_killed(tmp_path, settings):
     """SIGKILL after a few epochs, twice; the weights, the head and the history are those of a run that was left alone."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
