@@ -20,6 +20,7 @@ from torch.nn.functional import max_pool2d, relu
 
 # %% ../nbs/09_encoders.ipynb #ea119a72
 from .data import DatasetError, project_root
+from .model import ExactBatchNorm2d
 
 # %% ../nbs/09_encoders.ipynb #04e0f9ad
 class EncoderOutput(NamedTuple):
@@ -70,9 +71,9 @@ class ResidualBlock(nn.Module):
     "Two 3×3 convolutions and a shortcut around them; `stride` 2 halves time and frequency."
     def __init__(self, n_in: int, n_out: int, stride: int = 1):
         super().__init__()
-        shortcut = nn.Identity() if stride == 1 and n_in == n_out else nn.Sequential(_conv(n_in, n_out, 1, stride), nn.BatchNorm2d(n_out))
-        self.conv1, self.norm1 = _conv(n_in, n_out, 3, stride), nn.BatchNorm2d(n_out)
-        self.conv2, self.norm2 = _conv(n_out, n_out, 3), nn.BatchNorm2d(n_out)
+        shortcut = nn.Identity() if stride == 1 and n_in == n_out else nn.Sequential(_conv(n_in, n_out, 1, stride), ExactBatchNorm2d(n_out))
+        self.conv1, self.norm1 = _conv(n_in, n_out, 3, stride), ExactBatchNorm2d(n_out)
+        self.conv2, self.norm2 = _conv(n_out, n_out, 3), ExactBatchNorm2d(n_out)
         self.shortcut = shortcut  # made first, registered last: the released code's order of random numbers
 
     def forward(self, x: Tensor) -> Tensor:
@@ -95,7 +96,7 @@ class ResNet18(Encoder):
     def __init__(self, n_classes: int = 20, *, width: int = 64):
         super().__init__()
         widths = [width * 2**i for i in range(4)]
-        self.conv, self.norm = _conv(1, width, 7, 2), nn.BatchNorm2d(width)
+        self.conv, self.norm = _conv(1, width, 7, 2), ExactBatchNorm2d(width)
         self.blocks = nn.Sequential(*(ResidualBlock(n_in, n_out, stride) for n_out, n_before in zip(widths, (width, *widths))
                                       for n_in, stride in ((n_before, 1 if n_before == n_out else 2), (n_out, 1))))
         self.classifier = nn.Linear(widths[-1], n_classes)
@@ -111,7 +112,7 @@ class ConvBlock(nn.Module):
     "Convolution without bias, batch norm, ReLU and max-pool."
     def __init__(self, n_in: int, n_out: int, size: int, pool: tuple[int, int] = (1, 1)):
         super().__init__()
-        self.conv, self.norm, self.pool = _conv(n_in, n_out, size), nn.BatchNorm2d(n_out), pool
+        self.conv, self.norm, self.pool = _conv(n_in, n_out, size), ExactBatchNorm2d(n_out), pool
 
     def forward(self, x: Tensor) -> Tensor: return max_pool2d(relu(self.norm(self.conv(x))), self.pool)
 
