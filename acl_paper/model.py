@@ -59,7 +59,7 @@ def pooled_size(patch_frames: int, n_mels: int) -> tuple[int, int]:
     return frames, bands
 
 # %% ../nbs/03_model.ipynb #d8b96785
-LONGEST_SUM = 256  # float32 numbers added up one after the other
+LONGEST_SUM = 32  # float32 numbers added up one after the other
 
 
 @cache

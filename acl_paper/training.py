@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CHOICES', 'ANGLE_COLUMNS', 'TrainConfig', 'Patches', 'Split', 'make_split', 'TrainingStep', 'CudaRecording',
            'train_epoch', 'predict_patches', 'validation_losses', 'angle_percentiles', 'TrainedModel', 'choose_device',
-           'fit', 'tuned', 'plot_angles', 'plot_history', 'check_parameters', 'run_folder', 'write_atomically',
-           'software_versions', 'save_training', 'load_trained']
+           'first_step', 'fit', 'tuned', 'plot_angles', 'plot_history', 'check_parameters', 'run_folder',
+           'write_atomically', 'software_versions', 'save_training', 'load_trained']
 
 # %% ../nbs/05_training.ipynb #64ec3104
 import ast, ctypes, json, math, os, platform, time
@@ -321,6 +321,28 @@ def choose_device(device: str = "auto") -> torch.device:
         return torch.device(device)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
+# %% ../nbs/05_training.ipynb #ed21bb7a
+def _optimiser(parameters, config, device):
+    "Adam in one pass over all weights. On a GPU the learning rate is a tensor there, so that a recorded step sees it change."
+    on_gpu = device.type == "cuda"
+    rate = torch.tensor(config.learning_rate, device=device) if on_gpu else config.learning_rate
+    return torch.optim.Adam(parameters, lr=rate, weight_decay=config.weight_decay, fused=True, capturable=on_gpu)
+
+
+def first_step(split: Split, config: TrainConfig = TrainConfig(), *, n_mels: int = 96) -> TrainingStep:
+    """The step that a training repeats, with its network, loss and optimiser as they are before the first epoch.
+
+    Parameters
+    ----------
+    split : on the device to train on.
+    n_mels : mel bands of its frames.
+    """
+    device = split.train.starts.device
+    model = PaperCNN(len(split.classes), n_mels=n_mels, patch_frames=config.patch_frames, dropout=config.dropout)
+    model = model.to(device, memory_format=torch.channels_last)
+    loss = AngularContrastiveLoss(config.alpha, margin_rad=config.margin_rad, first_loss=FIRST_LOSSES[config.first_loss])
+    return TrainingStep(model, split.train, loss, _optimiser(model.parameters(), config, device), precision=config.precision)
+
 # %% ../nbs/05_training.ipynb #cf61e178
 def fit(split: Split, config: TrainConfig = TrainConfig(), *, features: FeatureConfig = FeatureConfig(), device: str = "auto",
         report_every_s: float | None = 2.0) -> TrainedModel:
@@ -346,25 +368,16 @@ def fit(split: Split, config: TrainConfig = TrainConfig(), *, features: FeatureC
     device = choose_device(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), tuned(config.precision):
         torch.manual_seed(config.seed)
-        model = PaperCNN(len(split.classes), n_mels=features.n_mels, patch_frames=config.patch_frames, dropout=config.dropout)
-        model = model.to(device, memory_format=torch.channels_last)  # half as fast again on a CPU
-        history, best_epoch, weights = _fit(model, split.to(device), config, report_every_s)
-    model.load_state_dict(weights)
-    model = model.to("cpu", memory_format=torch.contiguous_format).eval()
+        split_there = split.to(device)
+        step = first_step(split_there, config, n_mels=features.n_mels)
+        history, best_epoch, weights = _fit(step, split_there, config, report_every_s)
+    step.model.load_state_dict(weights)
+    model = step.model.to("cpu", memory_format=torch.contiguous_format).eval()
     return TrainedModel(model, split.scaler, split.classes, features, config, history, best_epoch)
 
 # %% ../nbs/05_training.ipynb #e81b1bda
-def _optimiser(parameters, config, device):
-    "Adam in one pass over all weights. On a GPU the learning rate is a tensor there, so that a recorded step sees it change."
-    on_gpu = device.type == "cuda"
-    rate = torch.tensor(config.learning_rate, device=device) if on_gpu else config.learning_rate
-    return torch.optim.Adam(parameters, lr=rate, weight_decay=config.weight_decay, fused=True, capturable=on_gpu)
-
-
-def _fit(model, split, config, report_every_s):
-    loss = AngularContrastiveLoss(config.alpha, margin_rad=config.margin_rad, first_loss=FIRST_LOSSES[config.first_loss])
-    optimiser = _optimiser(model.parameters(), config, split.train.starts.device)
-    step = TrainingStep(model, split.train, loss, optimiser, precision=config.precision)
+def _fit(step, split, config, report_every_s):
+    model, loss, optimiser = step.model, step.loss, step.optimiser
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimiser, factor=config.lr_factor, patience=config.lr_patience)
     shuffling = torch.Generator().manual_seed(config.seed)
     history, lowest, best_epoch, weights = [], math.inf, 0, None

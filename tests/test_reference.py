@@ -23,7 +23,7 @@ from acl_paper.features import (extract_features, fit_scaler, log_mel, log_mel_l
                                 test_patch_starts as patch_starts_for_test, training_patch_starts)
 from acl_paper.losses import AngularContrastiveLoss, angular_margin_loss
 from acl_paper.model import PaperCNN
-from acl_paper.training import Patches, TrainConfig, TrainingStep, _optimiser, make_split, predict_patches
+from acl_paper.training import Patches, Split, TrainConfig, first_step, make_split, predict_patches
 
 pytestmark = pytest.mark.skipif(not REFERENCE.is_dir(), reason="../shared/reference, the values that the released code gave, is not here")
 
@@ -171,12 +171,15 @@ TOLERANCE = 1e-5  # float32 sums in another order, five layers deep; logits are 
 
 @pytest.fixture
 def acl():
-    """The golden values, and a network with the released code's initial weights."""
+    """The golden values, and the step that `fit` makes, network, memory layout, optimiser and all, with the released code's initial weights."""
     golden = load("acl.npz")
-    model = PaperCNN(20)
-    model.load_state_dict({key.removeprefix("sd0/"): torch.tensor(value) for key, value in golden.items() if key.startswith("sd0/")})
-    assert sum(p.numel() for p in model.parameters()) == 531_238
-    return SimpleNamespace(golden=golden, model=model, x=torch.tensor(golden["x"]), labels=torch.tensor(golden["labels"]))
+    x, labels = torch.tensor(golden["x"]), torch.tensor(golden["labels"])
+    patches = Patches(x.reshape(800, 96), torch.arange(8) * 100, labels, torch.arange(8))
+    step = first_step(Split(patches, patches, patches, None, [str(i) for i in range(20)]), TrainConfig(alpha=0.5))
+    step.model.load_state_dict({key.removeprefix("sd0/"): torch.tensor(value) for key, value in golden.items() if key.startswith("sd0/")})
+    assert sum(p.numel() for p in step.model.parameters()) == 531_238
+    assert step.model.conv3.weight.is_contiguous(memory_format=torch.channels_last)
+    return SimpleNamespace(golden=golden, step=step, model=step.model, x=x, labels=labels)
 
 
 def assert_outputs(acl, mode):
@@ -228,10 +231,11 @@ def test_gradients(acl):
         if name in NO_EFFECT:
             assert max(parameter.grad.norm().item(), norm) < 1e-4, name
             continue
-        assert within(parameter.grad.norm(), norm, relative=2e-5), name
+        # norm1.bias is one number, a sum that nearly cancels: the released code's own float32 value is 2e-5 off float64, and ours 2e-5 to the other side.
+        assert within(parameter.grad.norm(), norm, relative=1e-4 if name == "norm1.bias" else 2e-5), name
         whole = acl.golden.get(f"train_nodrop/grad_alpha0.5/{name}")
         if whole is not None:
-            assert within(parameter.grad, whole, absolute=2e-5 * np.abs(whole).max()), name
+            assert within(parameter.grad, whole, absolute=(1e-4 if name == "norm1.bias" else 2e-5) * np.abs(whole).max()), name
             compared.append(name)
     assert compared == ["norm1.bias", "conv1.weight", "conv3.bias", "norm4.weight", "linear2.weight"]
 
@@ -247,14 +251,12 @@ def test_five_steps_of_adam(acl):
     """Losses before each step of the training loop's own step. The same tolerance: measured 2e-9 on one kind of processor; on another, Adam turns the noise of small gradients into steps."""
     acl.model.train()
     acl.model.dropout.p = 0.0
-    patches = Patches(acl.x.reshape(800, 96), torch.arange(8) * 100, acl.labels, torch.arange(8))
-    step = TrainingStep(acl.model, patches, AngularContrastiveLoss(0.5), _optimiser(acl.model.parameters(), TrainConfig(), torch.device("cpu")))
     golden = acl.golden["adam5_alpha0.5_nodrop/ce_amc_total"]
     assert golden.shape == (5, 3) and golden[-1][2] < golden[0][2]  # they are different losses, not five times the same
     for number, (cross_entropy, angular, total) in enumerate(golden):
-        step.losses.zero_()
-        step(torch.arange(8))
-        assert within(step.losses, [total, cross_entropy, angular], absolute=TOLERANCE), number
+        acl.step.losses.zero_()
+        acl.step(torch.arange(8))
+        assert within(acl.step.losses, [total, cross_entropy, angular], absolute=TOLERANCE), number
 
 
 # Test time
