@@ -32,13 +32,13 @@ from torch.utils.flop_counter import FlopCounterMode
 import acl_paper
 from .augment import crop_boxes
 from .data import AUDIO_FOLDERS, CLIP_TABLES, DatasetError, command, load_clips, project_root
-from .encoders import ProjectionHead, ResNet18
+from .networks import ProjectionHead, ResNet18
 from .evaluation import accuracy, evaluate
 from .features import (FeatureConfig, FeatureStore, Scaler, _assemble, _write_group, audio_path, extract_features, feature_store,
                                 log_mel_literal, open_feature_store, source_fingerprint, test_patch_starts)
 from .losses import AngularContrastiveLoss
 from .mini import DatasetLocation
-from .model import CNNOutput, PaperCNN
+from .networks import CNNOutput, PaperCNN
 from .selfsupervised import ClipFrames, InputScale, PretrainConfig, Pretraining, SelfSupervisedLoss, pretrain_epoch
 from .training import Patches, Split, TrainConfig, TrainedModel, _keep_freed_memory, choose_device, fit, make_split, software_versions, write_atomically
 

@@ -20,7 +20,7 @@ from acl_paper.evaluation import clip_outputs
 from acl_paper.features import feature_store
 from acl_paper.losses import AngularContrastiveLoss
 from acl_paper.mini import locate_dataset
-from acl_paper.model import ExactBatchNorm2d, PaperCNN
+from acl_paper.networks import ExactBatchNorm2d, PaperCNN
 from acl_paper.training import TrainConfig, fit, make_split, validation_losses
 
 

@@ -22,7 +22,7 @@ BADGE = re.compile(r"\[!\[Open in Colab\]\(\S+\)\]\((\S+)\)")
 
 # The order in which a newcomer reads. A notebook that is not named here comes last in its section.
 WORKFLOW = ["train", "results", "pretrain", "probe", "results_selfsupervised"]
-STUDIES = ["motivation", "uniformity_tolerance", "audit", "benchmark"]
+STUDIES = ["uniformity_tolerance", "audit", "benchmark"]
 
 # Quarto's cell options, which nbdev_docs honours too, as MyST-NB's cell tags
 OPTIONS = {("echo", "false"): "remove-input", ("output", "false"): "remove-output", ("include", "false"): "remove-cell",

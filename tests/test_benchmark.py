@@ -16,7 +16,7 @@ from acl_paper.evaluation import evaluate
 from acl_paper.features import extract_features
 from acl_paper.losses import AngularContrastiveLoss
 from acl_paper.mini import locate_dataset
-from acl_paper.model import PaperCNN
+from acl_paper.networks import PaperCNN
 from acl_paper.training import TrainConfig, fit, make_split
 
 pytestmark = pytest.mark.filterwarnings("ignore:The subset")  # so small a rehearsal cannot always be stratified

@@ -73,9 +73,9 @@ def test_directives_stand_first_in_their_cells():
 
 def test_outputs_are_the_committed_ones(pages):
     "A printed line of the losses notebook stands on its page."
-    cells = nbformat.read(ROOT / "nbs" / "04_losses.ipynb", 4).cells
+    cells = nbformat.read(ROOT / "nbs" / "02_losses.ipynb", 4).cells
     lines = [o.text.splitlines()[0] for c in cells for o in c.get("outputs", []) if o.output_type == "stream"]
-    assert lines and [line for line in lines if line not in text_of(pages["04_losses.html"])] == []
+    assert lines and [line for line in lines if line not in text_of(pages["02_losses.html"])] == []
 
 
 def test_api_has_signatures_sections_and_sources(pages):
@@ -86,7 +86,7 @@ def test_api_has_signatures_sections_and_sources(pages):
 
 
 def test_names_in_the_text_lead_to_the_api(pages):
-    assert re.search(r'<p>[^\n]*<a class="reference internal" href="api/data.html#acl_paper.data.load_clips"', pages["00_data.html"] + pages["01_mini.html"])
+    assert re.search(r'<p>[^\n]*<a class="reference internal" href="api/data.html#acl_paper.data.load_clips"', pages["05_data.html"] + pages["07_mini.html"])
 
 
 def test_a_table_that_a_notebook_displays_is_one(pages):
@@ -95,7 +95,7 @@ def test_a_table_that_a_notebook_displays_is_one(pages):
 
 def test_colab_is_a_link_without_a_picture(pages):
     notebooks = [p.stem for p in NOTEBOOKS if "colab-badge.svg" in p.read_text()]
-    assert "04_losses" in notebooks
+    assert "02_losses" in notebooks
     for name, page in pages.items():
         assert "colab-badge" not in page, name
         assert name.removesuffix(".html") not in notebooks or re.search(rf'href="https://colab[^"]+/nbs/{name[:-5]}\.ipynb"[^>]*>Open in Colab</a>', page), name
@@ -124,9 +124,9 @@ def test_explorer_shows_results_where_there_are_some(tmp_path, synthetic):
 
 
 def test_links_lead_where_they_should():
-    text = "[a](04_losses.ipynb#acl) [b](nbs/04_losses.ipynb) [c](../LICENSE) [d](https://zenodo.org) [e](#here) ![badge](https://example.org/b.svg) [f](../CONTRIBUTING.md)"
+    text = "[a](02_losses.ipynb#acl) [b](nbs/02_losses.ipynb) [c](../LICENSE) [d](https://zenodo.org) [e](#here) ![badge](https://example.org/b.svg) [f](../CONTRIBUTING.md)"
     site = build.relink(text, "nbs")
-    assert site == (f"[a](04_losses.ipynb#acl) [b](04_losses.ipynb) [c]({build.REPOSITORY}/blob/main/LICENSE) [d](https://zenodo.org) [e](#here) badge [f](contributing.md)")
+    assert site == (f"[a](02_losses.ipynb#acl) [b](02_losses.ipynb) [c]({build.REPOSITORY}/blob/main/LICENSE) [d](https://zenodo.org) [e](#here) badge [f](contributing.md)")
 
 
 def test_readme_is_made_from_the_index():
@@ -137,8 +137,8 @@ def test_readme_is_made_from_the_index():
 
 
 def test_links_of_the_readme():
-    text = "[a](04_losses.ipynb) [b](nbs/04_losses.ipynb#x) ![c](../figures/a.png) [d](https://zenodo.org) [e](#here)"
-    assert make_readme.from_the_root(text) == "[a](nbs/04_losses.ipynb) [b](nbs/04_losses.ipynb#x) ![c](figures/a.png) [d](https://zenodo.org) [e](#here)"
+    text = "[a](02_losses.ipynb) [b](nbs/02_losses.ipynb#x) ![c](../figures/a.png) [d](https://zenodo.org) [e](#here)"
+    assert make_readme.from_the_root(text) == "[a](nbs/02_losses.ipynb) [b](nbs/02_losses.ipynb#x) ![c](figures/a.png) [d](https://zenodo.org) [e](#here)"
 
 
 def test_refresh_runs_cells_and_leaves_a_failing_notebook_as_it_was(tmp_path):

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from acl_paper.augment import AugmentConfig
-from acl_paper.encoders import make_encoder
+from acl_paper.networks import make_encoder
 from acl_paper.features import Scaler, clip_log_mel
 from acl_paper.losses import AngularContrastiveLoss
 from acl_paper.mini import MINI_CLASSES, SAMPLE_RATE, make_clip
-from acl_paper.model import ExactBatchNorm2d, PaperCNN
+from acl_paper.networks import ExactBatchNorm2d, PaperCNN
 from acl_paper.selfsupervised import (SSL_FEATURES, ClipFrames, PretrainConfig, Pretraining, SelfSupervisedLoss, fit_input_scale,
                                       pretrain_epoch, two_views)
 from acl_paper.training import Patches, Split, TrainConfig, first_step, fit

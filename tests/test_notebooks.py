@@ -112,7 +112,7 @@ def test_colab_badges_lead_to_their_notebooks():
     settings = configparser.ConfigParser(delimiters=["="], interpolation=None)
     settings.read(ROOT / "settings.ini")
     address = "https://colab.research.google.com/github/{user}/{repo}/blob/{branch}/nbs/".format_map(settings["DEFAULT"])
-    assert {"04_losses.ipynb", "motivation.ipynb", "train.ipynb"} <= {path.name for path in COLAB}
+    assert {"02_losses.ipynb", "01_motivation.ipynb", "train.ipynb"} <= {path.name for path in COLAB}
     for path in COLAB:
         links = re.findall(r"\]\((https://colab[^)]+\.ipynb)\)", "\n".join(source(cell) for cell in cells(path, "markdown")))
         assert links == [address + path.name]

@@ -90,7 +90,7 @@ def screenshot(page, name):
 
 def test_losses_notebook_runs_top_to_bottom_and_shows_its_plots(chromium, jupyterlab):
     page = chromium(1280, 1000)
-    outputs = run_all(page, jupyterlab, "04_losses.ipynb")
+    outputs = run_all(page, jupyterlab, "02_losses.ipynb")
     assert not [o for o in outputs if o["output_type"] == "error"]
     assert sum("image/png" in o.get("data", {}) for o in outputs) >= 3
     picture = scroll_to(page, ".jp-OutputArea-output img", "no plot can be seen")
@@ -104,7 +104,7 @@ def test_a_slider_of_the_motivation_redraws_its_picture(chromium, jupyterlab):
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
     page = chromium(1280, 1000)
-    outputs = run_all(page, jupyterlab, "motivation.ipynb")
+    outputs = run_all(page, jupyterlab, "01_motivation.ipynb")
     assert not [o for o in outputs if o["output_type"] == "error"]
     handle = scroll_to(page, ".widget-slider .noUi-handle", "no slider can be seen")
     drawn = lambda: [i.get_attribute("src") for i in page.find_elements(By.CSS_SELECTOR, ".jupyter-widgets .jp-OutputArea-output img, .widget-output img")]

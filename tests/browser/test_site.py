@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from conftest import requests_of
 
-PAGES = ["index", "04_losses", "api/losses", "explorer"]
+PAGES = ["index", "02_losses", "api/losses", "explorer"]
 
 
 def open_page(page, site, name, *, query=""):
@@ -57,16 +57,16 @@ def test_search_works_from_files(chromium, site):
         found = [a.get_attribute("href") for a in page.find_elements("css selector", "#search-results li a")]
         if found and "finished" in page.find_element("id", "search-results").text: break
         time.sleep(0.1)
-    assert any("api/losses.html" in link for link in found) and any("04_losses.html" in link for link in found), found
+    assert any("api/losses.html" in link for link in found) and any("02_losses.html" in link for link in found), found
     assert [e for e in page.get_log("browser") if e["level"] == "SEVERE"] == []
 
 
 def test_copy_button_is_there_and_names_lead_to_the_api(chromium, site):
     page = chromium()
-    open_page(page, site, "04_losses")
+    open_page(page, site, "02_losses")
     assert page.find_elements("css selector", "button.copybtn")
     assert page.find_elements("css selector", ".banner a[href='api/losses.html'] code")
-    open_page(page, site, "00_data")
+    open_page(page, site, "05_data")
     links = page.find_elements("css selector", "article p a[href^='api/'][href*='#acl_paper.'] code")
     assert links, "no API name in the prose is a link"
     page.execute_script("arguments[0].click()", links[0])
