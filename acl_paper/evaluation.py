@@ -32,7 +32,7 @@ class ClipOutputs(NamedTuple):
     labels : (K,) int64.
     scores : (K, C) float32, softmax summed over the clip's patches.
     n_patches : (K,) int64.
-    embeddings : (K, D) float32, mean over its patches of the features the angular loss acts on, each of length 1.
+    embeddings : (K, D) float32, mean over its patches of what the angular loss arranges, each of length 1.
     """
     clips: Tensor
     labels: Tensor
@@ -41,12 +41,12 @@ class ClipOutputs(NamedTuple):
     embeddings: Tensor
 
 
-def clip_outputs(logits: Tensor, features: Tensor, patches: Patches) -> ClipOutputs:
+def clip_outputs(logits: Tensor, embedding: Tensor, patches: Patches) -> ClipOutputs:
     "Add up the outputs (P, C) and (P, D) of all patches by clip."
     clips, row, n_patches = torch.unique_consecutive(patches.clips, return_inverse=True, return_counts=True)
     def by_clip(values): return torch.zeros(len(clips), values.shape[1], device=values.device).index_add_(0, row, values)
     first = n_patches.cumsum(0) - n_patches
-    embeddings = by_clip(torch.nn.functional.normalize(features, dim=1)) / n_patches[:, None]
+    embeddings = by_clip(torch.nn.functional.normalize(embedding, dim=1)) / n_patches[:, None]
     return ClipOutputs(clips, patches.labels[first], by_clip(logits.softmax(1)), n_patches, embeddings)
 
 # %% ../nbs/12_evaluation.ipynb #51eed5fe

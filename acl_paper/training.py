@@ -209,8 +209,8 @@ class TrainingStep:
     def run(self, rows: Tensor) -> None:
         inputs, labels = self.patches[rows]
         self.optimiser.zero_grad()
-        with _autocast(inputs.device, self.precision): logits, features = self.model(inputs)
-        terms = self.loss.terms(features.float(), labels, logits.float())
+        with _autocast(inputs.device, self.precision): logits, embedding = self.model(inputs)
+        terms = self.loss.terms(embedding.float(), labels, logits.float())
         terms.total.backward()
         self.optimiser.step()
         self.losses += torch.stack(terms).detach()
@@ -257,22 +257,22 @@ def train_epoch(step: TrainingStep, order: Tensor, *, batch_size: int = 64) -> T
 # %% ../nbs/13_training.ipynb #723b7639
 @torch.inference_mode()
 def predict_patches(model: PaperCNN, patches: Patches, *, batch_size: int = 256, precision: str = "float32") -> tuple[Tensor, Tensor]:
-    "Logits (P, C) and features (P, 48) of all patches in order, float32, in evaluation mode."
+    "Logits (P, C) and embeddings (P, D) of all patches in order, float32, in evaluation mode."
     network, outputs = folded(model.eval()), []
     for rows in torch.arange(len(patches), device=patches.starts.device).split(batch_size):
         with _autocast(rows.device, precision): outputs.append(network(patches[rows][0]))
-    logits, features = zip(*outputs)
-    return torch.cat(logits).float(), torch.cat(features).float()
+    logits, embedding = zip(*outputs)
+    return torch.cat(logits).float(), torch.cat(embedding).float()
 
 
 @torch.inference_mode()
-def validation_losses(logits: Tensor, features: Tensor, labels: Tensor, loss: AngularContrastiveLoss, *, batch_size: int = 64, drop_last: bool = False) -> Tensor:
+def validation_losses(logits: Tensor, embedding: Tensor, labels: Tensor, loss: AngularContrastiveLoss, *, batch_size: int = 64, drop_last: bool = False) -> Tensor:
     """(3,) total, first and angular loss over a whole set, taken in batches in the order given.
 
     The angular part has the scale of a full batch whatever the sizes are. `drop_last` leaves out a last partial batch.
     """
     batches = _batches(torch.arange(len(labels), device=labels.device), batch_size, drop_last)
-    terms = [loss.terms(features[rows], labels[rows], logits[rows]) for rows in batches]
+    terms = [loss.terms(embedding[rows], labels[rows], logits[rows]) for rows in batches]
     size = torch.tensor([float(len(rows)) for rows in batches], device=labels.device)
     first = (torch.stack([t.first for t in terms]) * size).sum() / size.sum()
     pairs, full = (size * (size - 1)).sum().clamp_min(1), batch_size * (batch_size - 1)
@@ -285,9 +285,9 @@ ANGLE_COLUMNS = [f"{kind}_angle_q{q}" for kind in ("same", "other") for q in (10
 
 
 @torch.inference_mode()
-def angle_percentiles(features: Tensor, labels: Tensor, *, at_most: int = 512) -> list[float]:
+def angle_percentiles(embedding: Tensor, labels: Tensor, *, at_most: int = 512) -> list[float]:
     "10th, 50th and 90th percentile, in radians, of the angles of same-class and of other pairs among the first `at_most` rows; NaN without such pairs."
-    theta, same = pairwise_angles(features[:at_most]), labels[:at_most, None] == labels[None, :at_most]
+    theta, same = pairwise_angles(embedding[:at_most]), labels[:at_most, None] == labels[None, :at_most]
     upper = torch.ones_like(same).triu(1)
     groups = [theta[same & upper], theta[~same & upper]]
     levels = torch.tensor([0.1, 0.5, 0.9], device=theta.device)
@@ -431,11 +431,11 @@ def _validate(model, patches, loss, config, shuffling):
         _check(len(patches) >= config.batch_size, "validation", f'"complete" with fewer than {config.batch_size} validation patches (here {len(patches)})', config.validation)
         order = torch.randperm(len(patches), generator=shuffling).to(patches.starts.device)
         patches = replace(patches, starts=patches.starts[order], labels=patches.labels[order])
-    logits, features = predict_patches(model, patches, precision=config.precision)
-    losses = validation_losses(logits, features, patches.labels, loss, batch_size=config.batch_size, drop_last=drop_last)
+    logits, embedding = predict_patches(model, patches, precision=config.precision)
+    losses = validation_losses(logits, embedding, patches.labels, loss, batch_size=config.batch_size, drop_last=drop_last)
     accuracy = (logits.argmax(1) == patches.labels).float().mean()
     return (_named("validation", losses.tolist()) | {"validation_accuracy": accuracy.item()}
-            | dict(zip(ANGLE_COLUMNS, angle_percentiles(features, patches.labels))))
+            | dict(zip(ANGLE_COLUMNS, angle_percentiles(embedding, patches.labels))))
 
 
 def _check_finite(row):

@@ -12,10 +12,10 @@ from torch import nn
 from acl_paper.augment import AugmentConfig
 from acl_paper.networks import make_encoder
 from acl_paper.features import Scaler, clip_log_mel
-from acl_paper.losses import AngularContrastiveLoss
+from acl_paper.losses import RELEASED_CONSTANT_OF_VIEWS, AngularContrastiveLoss, InfoNCE
 from acl_paper.mini import MINI_CLASSES, SAMPLE_RATE, make_clip
 from acl_paper.networks import ExactBatchNorm2d, PaperCNN
-from acl_paper.selfsupervised import (SSL_FEATURES, ClipFrames, PretrainConfig, Pretraining, SelfSupervisedLoss, fit_input_scale,
+from acl_paper.selfsupervised import (SSL_FEATURES, ClipFrames, PretrainConfig, Pretraining, fit_input_scale,
                                       pretrain_epoch, two_views)
 from acl_paper.training import Patches, Split, TrainConfig, first_step, fit
 
@@ -204,7 +204,8 @@ def pretraining_gradient(run, views, dtype):
     encoder, head = with_plain_norms(run.encoder).to(dtype).train(), copy.deepcopy(run.head).to(dtype).train()
     h = [encoder.embed(part.unsqueeze(1).to(dtype)) for part in views.chunk(2)]
     z = [head(part) for part in h]
-    SelfSupervisedLoss(0.3)(torch.cat(z), torch.cat(h), torch.arange(len(views) // 2).repeat(2)).backward()
+    loss = AngularContrastiveLoss(0.3, first_loss=InfoNCE(0.2), constant=RELEASED_CONSTANT_OF_VIEWS)
+    loss(torch.cat(h), torch.arange(len(views) // 2).repeat(2), torch.cat(z)).backward()
     return torch.cat([p.grad.flatten() for p in (*encoder.parameters(), *head.parameters()) if p.grad is not None])
 
 

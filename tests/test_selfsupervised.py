@@ -59,8 +59,8 @@ def pretrained(tmp_path_factory, mini):
 def test_pretraining_leaves_a_run_folder(pretrained):
     base, folder = pretrained
     config = json.loads((folder / "config.json").read_text())
-    effective = {name: config["pretraining"][name] for name in ("alpha", "temperature", "seed", "epochs", "width", "batch_size", "encoder", "scaling")}
-    assert effective == dict(alpha=0.4, temperature=0.1, seed=5, epochs=2, width=8, batch_size=16, encoder="resnet18", scaling="paper_code")
+    effective = {name: config["pretraining"][name] for name in ("alpha", "temperature", "seed", "epochs", "width", "batch_size", "encoder", "reduction")}
+    assert effective == dict(alpha=0.4, temperature=0.1, seed=5, epochs=2, width=8, batch_size=16, encoder="resnet18", reduction="released")
     assert config["dataset"]["synthetic"] is True
     history = pd.read_csv(folder / "history.csv")
     assert list(history.epoch) == [1, 2] and np.isfinite(history[["loss", "info_nce", "angular"]]).all(axis=None)
@@ -121,7 +121,7 @@ PROGRAM = textwrap.dedent("""
     frames = torch.randn(int(n_frames.sum()), 32, generator=generator)
     labels = torch.arange(60) % 3
     data = ClipFrames(frames, n_frames.cumsum(0) - n_frames, n_frames, labels, torch.arange(60))
-    config = PretrainConfig(width=4, epochs=12, batch_size=8, patch_frames=33, patch_hop=16, n_neighbours=5, watch_every=3, **eval(sys.argv[2]))
+    config = PretrainConfig(width=4, epochs=12, batch_size=8, patch_frames=33, patch_hop=16, n_neighbours=5, evaluate_every=3, **eval(sys.argv[2]))
     done = pretrain(data, data, config, classes=list("abc"), features=FeatureConfig(n_mels=32), checkpoint=sys.argv[1] + "/checkpoint.pt", checkpoint_every_s=0,
                     device="cpu", report_every_s=0)
     save_pretrained(sys.argv[1], done)
