@@ -31,16 +31,17 @@ from torch.utils.flop_counter import FlopCounterMode
 # %% ../nbs/benchmark.ipynb #80d256c7
 import acl_paper
 from .augment import crop_boxes
-from .data import AUDIO_FOLDERS, CLIP_TABLES, DatasetError, command, load_clips, project_root
-from .networks import ProjectionHead, ResNet18
+from .data import AUDIO_FOLDERS, CLIP_TABLES, DatasetError, audio_path, command, load_clips, project_root
+from .networks import CNNOutput, PaperCNN, ProjectionHead, ResNet18
 from .evaluation import accuracy, evaluate
-from .features import (FeatureConfig, FeatureStore, Scaler, _assemble, _write_group, audio_path, extract_features, feature_store,
-                                log_mel_literal, open_feature_store, source_fingerprint, test_patch_starts)
+from .features import (FeatureConfig, FeatureStore, _assemble, _write_group, extract_features,
+                                feature_store, log_mel_literal, open_feature_store, source_fingerprint)
+from .patches import ClipFrames, InputScale, Patches, Scaler, Split, make_split, test_patch_starts
 from .losses import AngularContrastiveLoss
 from .mini import DatasetLocation
-from .networks import CNNOutput, PaperCNN
-from .selfsupervised import ClipFrames, InputScale, PretrainConfig, Pretraining, SelfSupervisedLoss, pretrain_epoch
-from .training import Patches, Split, TrainConfig, TrainedModel, _keep_freed_memory, choose_device, fit, make_split, software_versions, write_atomically
+from .selfsupervised import PretrainConfig, Pretraining, SelfSupervisedLoss, pretrain_epoch
+from .training import (TrainConfig, TrainedModel, _keep_freed_memory, choose_device, fit,
+                                software_versions, write_atomically)
 
 # %% ../nbs/benchmark.ipynb #e3bc3aa5
 def published_classes() -> pd.DataFrame:

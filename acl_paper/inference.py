@@ -17,8 +17,9 @@ from fastcore.script import Param
 # %% ../nbs/19_inference.ipynb #6f218e0d
 from .data import command
 from .evaluation import ClipOutputs, clip_outputs
-from .features import AudioError, clip_log_mel, read_audio, test_patch_starts
-from .training import Patches, TrainedModel, load_trained, predict_patches
+from .features import AudioError, clip_log_mel, read_audio
+from .patches import Patches, test_patch_starts
+from .training import TrainedModel, load_trained, predict_patches
 
 # %% ../nbs/19_inference.ipynb #b768fd91
 def audio_patches(trained: TrainedModel, path: str | Path) -> Patches:

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['COSINE_LIMIT', 'SHORTEST', 'RELEASED_CONSTANT', 'RELEASED_CONSTANT_OF_VIEWS', 'unit_vectors', 'pairwise_angles',
-           'angular_margin_loss', 'LossTerms', 'check_alpha', 'AngularContrastiveLoss', 'info_nce', 'InfoNCE']
+           'angular_margin_loss', 'LossTerms', 'check_alpha', 'check_setting', 'AngularContrastiveLoss', 'info_nce',
+           'InfoNCE']
 
 # %% ../nbs/02_losses.ipynb #63b23487
 import math
@@ -118,6 +119,11 @@ def check_alpha(alpha: float) -> float:
     if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be a number between 0 (angular loss alone) and 1 (baseline alone), got {alpha!r}")
     return float(alpha)
+
+
+def check_setting(right: bool, name: str, expected: str, value: object) -> None:
+    "A ValueError that names the setting, what it may be and what it is, unless it is right."
+    if not right: raise ValueError(f"{name} must be {expected}, got {value!r}")
 
 # %% ../nbs/02_losses.ipynb #5d1f8ab3
 def _weighted_terms(alpha: float, first: Tensor | None, angular: Tensor) -> LossTerms:

@@ -229,7 +229,7 @@ class EncoderTable:
     @property
     def store(self) -> str:
         "The feature store all of them read."
-        from acl_paper.selfsupervised import SSL_FEATURES
+        from acl_paper.features import SSL_FEATURES
         return f"{self.features}/{self.data.name}/{SSL_FEATURES.digest}.h5"
 
     def probe_epochs(self, probe: str) -> int: return self.linear_epochs if probe.startswith("linear") else self.finetune_epochs
@@ -279,7 +279,7 @@ def plan_parts(config: dict) -> dict[str, Table | EncoderTable]:
 # %% ../nbs/20_workflow.ipynb #f5dc4a64
 def encoder_features(dataset: str, data_dir: str, features_dir: str, n_jobs: int) -> None:
     "Extract the features that encoders are pre-trained on, or go on where an earlier call stopped."
-    from acl_paper.selfsupervised import SSL_FEATURES
+    from acl_paper.features import SSL_FEATURES
     feature_store(locate_dataset(dataset, data_dir), config=SSL_FEATURES, features_dir=features_dir, n_jobs=int(n_jobs))
 
 # %% ../nbs/20_workflow.ipynb #43837f8d

@@ -21,7 +21,8 @@ from acl_paper.features import feature_store
 from acl_paper.losses import AngularContrastiveLoss
 from acl_paper.mini import locate_dataset
 from acl_paper.networks import ExactBatchNorm2d, PaperCNN
-from acl_paper.training import TrainConfig, fit, make_split, validation_losses
+from acl_paper.training import TrainConfig, fit, validation_losses
+from acl_paper.patches import make_split
 
 
 def plain_network(n_classes: int, dropout: float) -> PaperCNN:

@@ -9,15 +9,18 @@ import pandas as pd
 import pytest
 import torch
 
-from acl_paper.benchmark import (ReferenceCNN, ReferencePatches, benchmark_table, make_rehearsal, plan_rehearsal, published_classes, reference_angular_loss,
-                                 reference_epoch, reference_evaluation, reference_extraction, reference_preparation, run_benchmark, write_noise)
+from acl_paper.benchmark import (ReferenceCNN, ReferencePatches, benchmark_table, make_rehearsal,
+                                 plan_rehearsal, published_classes, reference_angular_loss, reference_epoch,
+                                 reference_evaluation, reference_extraction, reference_preparation,
+                                 run_benchmark, write_noise)
 from acl_paper.data import DatasetError, SUBSETS, load_clips
 from acl_paper.evaluation import evaluate
-from acl_paper.features import extract_features
+from acl_paper.features import extract_features, open_feature_store
 from acl_paper.losses import AngularContrastiveLoss
 from acl_paper.mini import locate_dataset
 from acl_paper.networks import PaperCNN
-from acl_paper.training import TrainConfig, fit, make_split
+from acl_paper.training import TrainConfig, fit
+from acl_paper.patches import make_split
 
 pytestmark = pytest.mark.filterwarnings("ignore:The subset")  # so small a rehearsal cannot always be stratified
 
@@ -153,9 +156,6 @@ def test_same_seed_same_weights_in_another_process(rehearsal):
     code = f"""
 import torch
 torch.set_num_threads({torch.get_num_threads()})
-from acl_paper.data import load_clips
-from acl_paper.features import open_feature_store
-from acl_paper.training import TrainConfig, fit, make_split
 clips, store = load_clips({str(root)!r}), open_feature_store({str(store.path)!r})
 split = make_split(store, clips, TrainConfig(subset="clean"))
 trained = fit(split, TrainConfig(subset="clean", epochs=2, batch_size=32), device="cpu", report_every_s=None)

@@ -19,11 +19,11 @@ from helpers import REFERENCE, run
 
 from acl_paper.data import audio_path, class_names, load_clips, split_clips
 from acl_paper.evaluation import clip_outputs, prediction_table
-from acl_paper.features import (extract_features, fit_scaler, log_mel, log_mel_literal, normalise_and_repeat, read_audio,
-                                test_patch_starts as patch_starts_for_test, training_patch_starts)
+from acl_paper.features import extract_features, log_mel, log_mel_literal, normalise_and_repeat, read_audio
+from acl_paper.patches import Patches, Split, fit_scaler, make_split, test_patch_starts as patch_starts_for_test, training_patch_starts
 from acl_paper.losses import AngularContrastiveLoss, angular_margin_loss
 from acl_paper.networks import PaperCNN
-from acl_paper.training import Patches, Split, TrainConfig, first_step, make_split, predict_patches
+from acl_paper.training import TrainConfig, first_step, predict_patches
 
 pytestmark = pytest.mark.skipif(not REFERENCE.is_dir(), reason="../shared/reference, the values that the released code gave, is not here")
 

@@ -18,7 +18,7 @@ import torch
 from helpers import REAL_MINI, REFERENCE, ROOT, SHARED, command, environment, run
 from nbformat import read
 
-from acl_paper.data import download_files, published_sums, DatasetError
+from acl_paper.data import DatasetError, download_files, published_sums
 from acl_paper.networks import PUBLISHED_WEIGHTS, load_published_encoder, untrained_head
 from acl_paper.mini import make_mini
 
@@ -114,7 +114,8 @@ def test_the_same_command_again_goes_on_and_changes_nothing(pretrained, mini, tm
 PROGRAM = textwrap.dedent("""
     import sys
     import torch
-    from acl_paper.selfsupervised import ClipFrames, PretrainConfig, pretrain, save_pretrained
+    from acl_paper.patches import ClipFrames
+    from acl_paper.selfsupervised import PretrainConfig, pretrain, save_pretrained
     from acl_paper.features import FeatureConfig
     generator = torch.Generator().manual_seed(0)
     n_frames = torch.randint(40, 90, (60,), generator=generator)

@@ -17,7 +17,8 @@ from acl_paper.data import load_clips
 from acl_paper.evaluation import evaluate, load_predictions
 from acl_paper.features import FeatureConfig, open_feature_store
 from acl_paper.mini import MiniConfig, make_mini
-from acl_paper.training import TrainConfig, load_trained, make_split
+from acl_paper.training import TrainConfig, load_trained
+from acl_paper.patches import make_split
 
 FILES = {"config.json", "history.csv", "model.safetensors", "predictions.csv", "embeddings.npy", "metrics.json",
          "learning_curves.png", "learning_curves.svg", "confusion.png", "confusion.svg"}

@@ -12,7 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from helpers import BIN, command, copy_of_repository, environment, run  # noqa: E402
 
-from acl_paper.mini import MiniConfig, make_mini  # noqa: E402
+from acl_paper.mini import MiniConfig, make_mini# noqa: E402
 
 CLUSTER = Path(__file__).with_name("cluster.sh")
 GRID = {"alphas": "1 0.5", "subsets": "clean noisy", "epochs": 2, "profile": "profiles/slurm", "jobs": 4}
