@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['uniform', 'mix_back', 'crop_boxes', 'stretch_matrix', 'crop_and_resize', 'compress', 'add_noise', 'roll_rows', 'mask',
-           'AugmentConfig', 'augment']
+           'AugmentConfig', 'augment', 'two_views']
 
 # %% ../nbs/11_augment.ipynb #4b8eaf9a
 import math
@@ -13,6 +13,9 @@ from dataclasses import dataclass
 # %% ../nbs/11_augment.ipynb #b134fcc7
 import torch
 from torch import Tensor
+
+# %% ../nbs/11_augment.ipynb #72b3933d
+from .patches import ClipFrames, random_patches
 
 # %% ../nbs/11_augment.ipynb #6ffd4b2f
 def uniform(n: int, low: float, high: float, *, generator: torch.Generator | None = None, device: torch.device | str = "cpu") -> Tensor:
@@ -201,3 +204,17 @@ def _mask(patches, config, draw):
         width = draw(0, config.mask_width).long()
         patches = mask(patches, (draw(0, 1) * (patches.shape[dim] - width + 1)).long(), width, dim=dim)
     return patches
+
+# %% ../nbs/11_augment.ipynb #e2b70003
+def two_views(data: ClipFrames, rows: Tensor, config: AugmentConfig = AugmentConfig(), *, patch_frames: int = 101,
+              generator: torch.Generator | None = None) -> Tensor:
+    """Two augmented random patches of each of the clips `rows` (B,).
+
+    Returns
+    -------
+    (2 B, T, F): first views, then second views; not standardised.
+    """
+    rows = rows.repeat(2)
+    step = 1 + (torch.rand(len(rows), generator=generator, device=rows.device) * (len(data) - 1)).long().clamp_max(len(data) - 2)
+    patches, backgrounds = (random_patches(data, some, patch_frames=patch_frames, generator=generator) for some in (rows, (rows + step) % len(data)))
+    return augment(patches, backgrounds, config, generator=generator)

@@ -32,16 +32,17 @@ from torch.utils.flop_counter import FlopCounterMode
 import acl_paper
 from .augment import crop_boxes
 from .data import AUDIO_FOLDERS, CLIP_TABLES, DatasetError, audio_path, command, load_clips, project_root
-from .networks import CNNOutput, PaperCNN, ProjectionHead, ResNet18
-from .evaluation import accuracy, evaluate
+from .networks import NetworkOutput, PaperCNN, ProjectionHead, ResNet18
+from .evaluation import _keep_freed_memory, accuracy, choose_device, evaluate
 from .features import (FeatureConfig, FeatureStore, _assemble, _write_group, extract_features,
                                 feature_store, log_mel_literal, open_feature_store, source_fingerprint)
-from .patches import ClipFrames, InputScale, Patches, Scaler, Split, make_split, test_patch_starts
+from .patches import ClipFrames, InputScale, Patches, Scaler, Split, make_split, test_patch_starts, write_atomically
 from .losses import AngularContrastiveLoss
 from .mini import DatasetLocation
-from .selfsupervised import PretrainConfig, Pretraining, SelfSupervisedLoss, pretrain_epoch
-from .training import (TrainConfig, TrainedModel, _keep_freed_memory, choose_device, fit,
-                                software_versions, write_atomically)
+from .pretraining import PretrainConfig, Pretraining, pretrain_epoch
+from .selfsupervised import SelfSupervisedLoss
+from .training import TrainConfig, TrainedModel, fit
+from .runs import software_versions
 
 # %% ../nbs/benchmark.ipynb #e3bc3aa5
 def published_classes() -> pd.DataFrame:

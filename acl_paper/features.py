@@ -11,7 +11,7 @@ __all__ = ['SSL_FEATURES', 'GROUP_CLIPS', 'FeatureConfig', 'AudioError', 'BadCli
 # %% ../nbs/08_features.ipynb #887f8c87
 import hashlib, json, os, shutil, warnings
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 

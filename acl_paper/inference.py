@@ -16,10 +16,11 @@ from fastcore.script import Param
 
 # %% ../nbs/19_inference.ipynb #6f218e0d
 from .data import command
-from .evaluation import ClipOutputs, clip_outputs
+from .evaluation import ClipOutputs, clip_outputs, outputs_of
 from .features import AudioError, clip_log_mel, read_audio
 from .patches import Patches, test_patch_starts
-from .training import TrainedModel, load_trained, predict_patches
+from .training import TrainedModel
+from .runs import load_trained
 
 # %% ../nbs/19_inference.ipynb #b768fd91
 def audio_patches(trained: TrainedModel, path: str | Path) -> Patches:
@@ -39,7 +40,7 @@ def audio_patches(trained: TrainedModel, path: str | Path) -> Patches:
 def hear(trained: TrainedModel, path: str | Path) -> ClipOutputs:
     "What the model says of one audio file; the labels are meaningless."
     patches = audio_patches(trained, path)
-    return clip_outputs(*predict_patches(trained.model, patches), patches)
+    return clip_outputs(*outputs_of(trained.model, patches), patches)
 
 # %% ../nbs/19_inference.ipynb #b162769d
 def predict_files(trained: TrainedModel, paths: list[str | Path]) -> pd.DataFrame:
@@ -75,7 +76,7 @@ def timeline(trained: TrainedModel, path: str | Path, *, hop_s: float = 1.0) -> 
     patches, frame_s = audio_patches(trained, path), trained.features.hop_length / trained.features.sample_rate
     last, hop = len(patches.frames) - patches.patch_frames, max(1, round(hop_s / frame_s))
     patches.starts = torch.arange(0, last + 1, hop)
-    logits, _ = predict_patches(trained.model, Patches(patches.frames, patches.starts, patches.starts, patches.starts, patches.patch_frames))
+    logits, _ = outputs_of(trained.model, Patches(patches.frames, patches.starts, patches.starts, patches.starts, patches.patch_frames))
     middle = (patches.starts + patches.patch_frames / 2) * frame_s
     return pd.DataFrame(logits.softmax(1).numpy(), columns=trained.classes, index=pd.Index(middle.numpy().round(2), name="seconds"))
 

@@ -208,6 +208,10 @@ class PaperCNN(_PaperLayers):
         hidden = relu(self.linear1(self.dropout(hidden)))
         return NetworkOutput(self.linear2(self.dropout(hidden)), embedding)
 
+    def for_inference(self) -> "PaperCNN":
+        "A copy in evaluation mode with two batch norms folded away: see `folded`."
+        return folded(self)
+
 # %% ../nbs/10_networks.ipynb #8aded5a0
 def check_patches(patches: torch.Tensor, patch_frames: int, n_mels: int) -> None:
     """Raise a ValueError that says what was expected unless `patches` has the shape (B, 1, patch_frames, n_mels)."""

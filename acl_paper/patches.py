@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['SPLIT_CHOICES', 'training_patch_starts', 'test_patch_starts', 'Scaler', 'fit_scaler', 'Patches', 'SplitConfig',
            'check_whole_number', 'Split', 'make_split', 'ClipFrames', 'clip_frames', 'random_patches', 'InputScale',
-           'fit_input_scale', 'grid_patches']
+           'fit_input_scale', 'grid_patches', 'write_atomically']
 
 # %% ../nbs/09_patches.ipynb #d0dce879
-import math
+import math, os
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 # %% ../nbs/09_patches.ipynb #68a56c55
@@ -19,9 +20,9 @@ import torch
 from torch import Tensor
 
 # %% ../nbs/09_patches.ipynb #8028761b
+from .losses import check_setting
 from .data import DatasetError, SUBSETS, class_names, split_clips
 from .features import FeatureStore
-from .losses import check_setting
 
 # %% ../nbs/09_patches.ipynb #23686dde
 def training_patch_starts(n_frames: int, patch_frames: int = 100, *, patch_hop: int = 50, complete: bool = False) -> np.ndarray:
@@ -299,3 +300,10 @@ def grid_patches(data: ClipFrames, scale: InputScale, *, patch_frames: int = 101
     starts = torch.from_numpy(np.concatenate(starts)).to(data.frames.device) + data.offsets.repeat_interleave(counts.to(data.frames.device))
     labels, clips = (values.repeat_interleave(counts.to(values.device)) for values in (data.labels, data.clips))
     return Patches(scale(data.frames), starts, labels, clips, patch_frames)
+
+# %% ../nbs/09_patches.ipynb #063ae540
+def write_atomically(path: Path, content: str | bytes) -> None:
+    "Write a file beside its final name, then rename it."
+    beside = path.with_name(f".{path.name}.part")
+    beside.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(beside, path)

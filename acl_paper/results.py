@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['COMPARABLE', 'PAPER_TEST_CLIPS', 'SUPERVISED_RUNS', 'PUBLISHED_PROBES', 'PUBLISHED_TEMPERATURE', 'PROBE_RUNS',
            'MEASURES', 'published_supervised', 'MixedRunsError', 'collect_runs', 'find_dataset_with_runs',
-           'prediction_interval', 'verdict', 'results_table', 'printable_table', 'holm', 'compare_with_baseline',
+           'prediction_interval', 'verdict', 'results_table', 'printable_table', 'compare_with_baseline',
            'chosen_alphas', 'compare_first_losses', 'published_selfsupervised', 'collect_probes', 'probes_table',
-           'printable_probes', 'plot_accuracy', 'plot_heat_map', 'plot_probes', 'class_change', 'plot_class_change',
-           'plot_confusion_change', 'embedding_map', 'plot_embedding_map']
+           'printable_probes', 'plot_angles', 'plot_history', 'plot_pretraining', 'plot_confusion', 'plot_accuracy',
+           'plot_heat_map', 'plot_probes', 'class_change', 'plot_class_change', 'plot_confusion_change',
+           'embedding_map', 'plot_embedding_map']
 
 # %% ../nbs/18_results.ipynb #b6486dec
 import json
@@ -18,14 +19,14 @@ from pathlib import Path
 # %% ../nbs/18_results.ipynb #c10c88bd
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
 from scipy.stats import t as student_t
 from sklearn.manifold import TSNE
 from sklearn.metrics import confusion_matrix
 
 # %% ../nbs/18_results.ipynb #c11a6494
 from .data import SUBSETS
-from .evaluation import accuracy, class_accuracy, load_predictions, mcnemar, paired_difference
+from .evaluation import class_accuracy, holm, mcnemar, paired_difference, wilson
+from .runs import load_predictions
 
 # %% ../nbs/18_results.ipynb #2317376a
 COMPARABLE = "FSDnoisy18k"  # the only data set whose accuracies may be set against the published ones
@@ -122,7 +123,7 @@ def prediction_interval(values: np.ndarray, n_clips: int) -> tuple[float, float]
     if k >= 3:
         half = student_t.ppf(0.975, k - 1) * np.std(values, ddof=1) * np.sqrt(1 + 1 / k)
         return mean - half, mean + half
-    interval = binomtest(round(mean * n_clips), n_clips).proportion_ci(method="wilson")
+    interval = wilson(round(mean * n_clips), n_clips)
     return float(interval.low), float(interval.high)
 
 
@@ -161,7 +162,7 @@ def _result_row(subset, alpha, cells, published, n_clips, comparable):
     values, paper = cells.get((subset, alpha), np.array([])), published[subset].get(alpha, np.nan)
     row = {"subset": subset, "alpha": alpha, "published": paper, "n_seeds": len(values), "verdict": "not run"}
     if len(values) == 0: return row
-    interval = binomtest(round(values.mean() * n_clips), n_clips).proportion_ci(method="wilson")
+    interval = wilson(round(values.mean() * n_clips), n_clips)
     row |= {"mean": values.mean(), "sd": values.std(ddof=1) if len(values) > 1 else np.nan, "min": values.min(), "max": values.max(),
             "wilson_low": interval.low, "wilson_high": interval.high}
     if comparable and np.isfinite(paper):
@@ -183,14 +184,6 @@ def printable_table(results: pd.DataFrame) -> pd.DataFrame:
 def _mean_sd(row):
     if row.n_seeds == 0: return "–"
     return f"{100 * row['mean']:.1f}" + (f" ± {100 * row.sd:.1f}" if row.n_seeds > 1 else "") + f" ({row.n_seeds})"
-
-# %% ../nbs/18_results.ipynb #59d70a1b
-def holm(p_values: np.ndarray) -> np.ndarray:
-    "Holm's correction of m p-values for m comparisons (family-wise error rate), in the order given."
-    p_values = np.asarray(p_values, float)
-    order = p_values.argsort()
-    corrected = np.maximum.accumulate(np.minimum(1, p_values[order] * np.arange(len(order), 0, -1)))
-    return corrected[order.argsort()]
 
 # %% ../nbs/18_results.ipynb #304f8b9c
 def compare_with_baseline(runs: pd.DataFrame) -> pd.DataFrame:
@@ -336,6 +329,56 @@ def printable_probes(results: pd.DataFrame) -> pd.DataFrame:
         columns[f"{title}, {here}"] = rows.apply(_mean_sd, axis=1)
     if dataset == COMPARABLE: columns |= {f"{measure}, verdict": measures[measure].verdict for measure in ("micro", "macro")}
     return pd.DataFrame(columns)
+
+# %% ../nbs/18_results.ipynb #8ca5c90e
+def plot_angles(history: pd.DataFrame, ax) -> None:
+    "Draw the angles between validation patches of one class and of different classes: median, and 10th to 90th percentile as a band."
+    for kind, color in (("same", "C2"), ("other", "C3")):
+        ax.plot(history.epoch, history[f"{kind}_angle_q50"], color=color, label="same class" if kind == "same" else "other classes")
+        ax.fill_between(history.epoch, history[f"{kind}_angle_q10"], history[f"{kind}_angle_q90"], color=color, alpha=0.2, lw=0)
+    ax.set(xlabel="epoch", ylabel="angle of two patches (rad)", ylim=(0, None))
+    ax.legend()
+
+
+def plot_history(history: pd.DataFrame, axes) -> None:
+    "Draw a run's losses, their two parts (solid: training, dashed: validation) and the angles between validation patches on three matplotlib axes."
+    losses, parts, angles = axes
+    for kind, style in (("train", "-"), ("validation", "--")):
+        losses.plot(history.epoch, history[f"{kind}_loss"], "k" + style, label=kind)
+        for part, color in (("first", "C0"), ("angular", "C1")):
+            parts.plot(history.epoch, history[f"{kind}_{part}"], color + style, label=f"{part} loss" if kind == "train" else None)
+    for ax, label in ((losses, "total loss"), (parts, "parts of the loss")):
+        ax.set(xlabel="epoch", ylabel=label)
+        ax.legend()
+    plot_angles(history, angles)
+
+# %% ../nbs/18_results.ipynb #c20d7b84
+def plot_pretraining(history: pd.DataFrame, axes) -> None:
+    "Draw the total loss, its two parts, and the accuracy by neighbours on three matplotlib axes."
+    losses, parts, neighbours = axes
+    losses.plot(history.epoch, history.loss, "k")
+    parts.plot(history.epoch, history.info_nce, "C0", label="InfoNCE on z")
+    parts.plot(history.epoch, history.angular, "C1", label="angular on h")
+    seen = history.dropna(subset="knn_accuracy")
+    neighbours.plot(seen.epoch, 100 * seen.knn_accuracy, "C2.-", label="clips")
+    neighbours.plot(seen.epoch, 100 * seen.knn_macro_accuracy, "C3.--", label="mean of classes")
+    for ax, label in zip(axes, ("total loss", "parts of the loss", "accuracy by neighbours (%)")): ax.set(xlabel="epoch", ylabel=label)
+    for ax in (parts, neighbours): ax.legend()
+
+# %% ../nbs/18_results.ipynb #ca0cb3a5
+def plot_confusion(predictions: pd.DataFrame, ax, *, classes: list[str] | None = None) -> None:
+    "Confusion matrix with a row a true class, shaded by its share of the row and marked with the count."
+    classes = classes or sorted({*predictions.truth, *predictions.prediction})
+    counts = confusion_matrix(predictions.truth, predictions.prediction, labels=classes)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for i, j in zip(*counts.nonzero()):
+        ax.text(j, i, counts[i, j], ha="center", va="center", fontsize=5, color="white" if shares[i, j] > 0.5 else "0.2")
+    names = [name.replace("_", " ") for name in classes]
+    ax.set_xticks(range(len(classes)), names, rotation=90, fontsize=6)
+    ax.set_yticks(range(len(classes)), names, fontsize=6)
+    ax.set(xlabel="predicted class", ylabel="true class")
+    ax.grid(False)
 
 # %% ../nbs/18_results.ipynb #d1cf2f8f
 def plot_accuracy(results: pd.DataFrame, runs: pd.DataFrame, subset: str, ax) -> None:

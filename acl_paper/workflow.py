@@ -222,7 +222,7 @@ class EncoderTable:
     features: str = "data/features"
 
     def folder(self, alpha: str, temperature: str, seed: str, probe: str | None = None) -> str:
-        "The run folder of an encoder, as `acl_paper.selfsupervised.pretrain_folder` names it, or of one of its probes."
+        "The run folder of an encoder, as `acl_paper.runs.pretrain_folder` names it, or of one of its probes."
         encoder = f"{self.runs}/{self.data.name}/pretrain/resnet18/alpha={alpha}/temperature={temperature}/seed={seed}"
         return f"{encoder}/{probe}/seed={seed}" if probe else encoder
 

@@ -18,12 +18,13 @@ import torch
 from helpers import REFERENCE, run
 
 from acl_paper.data import audio_path, class_names, load_clips, split_clips
-from acl_paper.evaluation import clip_outputs, prediction_table
+from acl_paper.evaluation import clip_outputs, outputs_of, prediction_table
 from acl_paper.features import extract_features, log_mel, log_mel_literal, normalise_and_repeat, read_audio
-from acl_paper.patches import Patches, Split, fit_scaler, make_split, test_patch_starts as patch_starts_for_test, training_patch_starts
+from acl_paper.patches import (Patches, Split, fit_scaler, make_split, test_patch_starts as
+                               patch_starts_for_test, training_patch_starts)
 from acl_paper.losses import AngularContrastiveLoss, angular_margin_loss
 from acl_paper.networks import PaperCNN
-from acl_paper.training import TrainConfig, first_step, predict_patches
+from acl_paper.training import TrainConfig, first_step
 
 pytestmark = pytest.mark.skipif(not REFERENCE.is_dir(), reason="../shared/reference, the values that the released code gave, is not here")
 
@@ -272,7 +273,7 @@ def test_clip_predictions():
     assert n_frames.sum() == len(golden["features_concat_f32"])
     patches = Patches(torch.tensor(golden["features_concat_f32"]), torch.tensor(np.concatenate([s + o for s, o in zip(starts, offsets)])),
                       torch.tensor(np.repeat(golden["labels"], counts)), torch.arange(20).repeat_interleave(torch.tensor(counts)))
-    outputs = clip_outputs(*predict_patches(model, patches), patches)
+    outputs = clip_outputs(*outputs_of(model, patches), patches)
     assert within(outputs.scores, golden["sum_softmax"], absolute=1e-5)
     names = [str(i) for i in range(20)]
     table = prediction_table(outputs, pd.Series(golden["names"]), names)

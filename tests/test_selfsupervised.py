@@ -115,7 +115,9 @@ PROGRAM = textwrap.dedent("""
     import sys
     import torch
     from acl_paper.patches import ClipFrames
-    from acl_paper.selfsupervised import PretrainConfig, pretrain, save_pretrained
+    from acl_paper.pretraining import PretrainConfig
+    from acl_paper.pretraining import fit
+    from acl_paper.runs import save_pretrained
     from acl_paper.features import FeatureConfig
     generator = torch.Generator().manual_seed(0)
     n_frames = torch.randint(40, 90, (60,), generator=generator)
@@ -123,7 +125,7 @@ PROGRAM = textwrap.dedent("""
     labels = torch.arange(60) % 3
     data = ClipFrames(frames, n_frames.cumsum(0) - n_frames, n_frames, labels, torch.arange(60))
     config = PretrainConfig(width=4, epochs=12, batch_size=8, patch_frames=33, patch_hop=16, n_neighbours=5, evaluate_every=3, **eval(sys.argv[2]))
-    done = pretrain(data, data, config, classes=list("abc"), features=FeatureConfig(n_mels=32), checkpoint=sys.argv[1] + "/checkpoint.pt", checkpoint_every_s=0,
+    done = fit(data, data, config, classes=list("abc"), features=FeatureConfig(n_mels=32), checkpoint=sys.argv[1] + "/checkpoint.pt", checkpoint_every_s=0,
                     device="cpu", report_every_s=0)
     save_pretrained(sys.argv[1], done)
 """)

@@ -14,10 +14,11 @@ import pytest
 from helpers import REAL_MINI, ROOT, command, contents, copy_of_repository, run
 
 from acl_paper.data import load_clips
-from acl_paper.evaluation import evaluate, load_predictions
+from acl_paper.evaluation import evaluate
+from acl_paper.runs import load_predictions, load_trained
 from acl_paper.features import FeatureConfig, open_feature_store
 from acl_paper.mini import MiniConfig, make_mini
-from acl_paper.training import TrainConfig, load_trained
+from acl_paper.training import TrainConfig
 from acl_paper.patches import make_split
 
 FILES = {"config.json", "history.csv", "model.safetensors", "predictions.csv", "embeddings.npy", "metrics.json",
