@@ -34,7 +34,7 @@ from .augment import crop_boxes
 from .data import AUDIO_FOLDERS, CLIP_TABLES, DatasetError, command, load_clips, project_root
 from .networks import ProjectionHead, ResNet18
 from .evaluation import accuracy, evaluate
-from .features import (FeatureConfig, FeatureStore, Scaler, _assemble, _write_group, audio_path, extract_features, feature_store,
+from .features import (FeatureConfig, FeatureStore, Scaler, assemble_store, write_group, audio_path, extract_features, feature_store,
                                 log_mel_literal, open_feature_store, source_fingerprint, test_patch_starts)
 from .losses import AngularContrastiveLoss
 from .mini import DatasetLocation
@@ -125,7 +125,7 @@ def make_rehearsal(dest: str | Path, features_dir: str | Path, *, scale: float =
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         groups = list(_draw_groups(Path(folder), clips, plan, config, seed))
-        _assemble(path, clips, config, groups, source_fingerprint(dest, clips))
+        assemble_store(path, clips, config, groups, source_fingerprint(dest, clips))
     write_atomically(dest/"dataset.json", json.dumps(about, indent=1))
     return open_feature_store(path, config)
 
@@ -144,7 +144,7 @@ def _draw_groups(folder, clips, plan, config, seed, group_clips=64):
     for start in range(0, len(clips), group_clips):
         rows = range(start, min(start + group_clips, len(clips)))
         frames = [draw_frames(templates[sound[row]], plan.duration_s[row], config, rng) for row in rows]
-        _write_group(folder/f"{start:07d}.h5", frames, duration_s=plan.duration_s[list(rows)], note=[""] * len(rows), problem=[""] * len(rows))
+        write_group(folder/f"{start:07d}.h5", frames, duration_s=plan.duration_s[list(rows)], note=[""] * len(rows), problem=[""] * len(rows))
         yield folder/f"{start:07d}.h5"
 
 # %% ../nbs/benchmark.ipynb #b900da1f
