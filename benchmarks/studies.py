@@ -228,7 +228,8 @@ def cell_times(runs_dir: str | Path, dataset: str) -> pd.DataFrame:
 def _scale(base, **_):
     tables = {kind: scale_study(base, frames=kind).reset_index() for kind in ("float32", "float16")}
     recorded = {kind: table.to_dict("records") for kind, table in tables.items()}
-    return pd.concat(tables, names=["frames in"]), json.dumps(recorded, indent=1) + "\n"
+    told = pd.concat(tables, names=["frames in"]).droplevel(1)
+    return told, json.dumps(recorded, indent=1) + "\n"
 
 
 def _precision(epochs, seeds, **_):
