@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SSL_FEATURES', 'GROUP_CLIPS', 'FeatureConfig', 'AudioError', 'BadClipsError', 'read_audio', 'level', 'repeat_short',
            'normalise_and_repeat', 'mel_filters', 'log_mel_literal', 'log_mel', 'clip_log_mel', 'FeatureStore',
-           'FeatureStoreError', 'open_feature_store', 'source_fingerprint', 'extract_features', 'feature_store',
-           'acl_features']
+           'FeatureStoreError', 'open_feature_store', 'write_group', 'source_fingerprint', 'extract_features',
+           'assemble_store', 'feature_store', 'acl_features']
 
 # %% ../nbs/08_features.ipynb #887f8c87
 import hashlib, json, os, shutil, warnings
@@ -313,12 +313,22 @@ def _extract_clip(path, config):
 def _extract_group(paths, config, target):
     "Extract the clips of one group into `target`; returns their number."
     frames, durations, notes, problems = zip(*(_extract_clip(path, config) for path in paths))
-    _write_group(target, frames, duration_s=durations, note=notes, problem=problems)
+    write_group(target, frames, duration_s=durations, note=notes, problem=problems)
     return len(paths)
 
 
-def _write_group(target, frames, **table):
-    "Write the frames and the table of some clips into an HDF5 file that has its name only when it is complete."
+def write_group(target: Path, frames: list[np.ndarray], **table) -> None:
+    """Write the frames and the table of some clips into an HDF5 file that has its name only when it is complete.
+
+    Parameters
+    ----------
+    target : Path
+        The file to write.
+    frames : list of ndarray
+        Log-mel frames, (T, n_mels) float32, of each clip.
+    **table : sequences
+        `duration_s`, `note` and `problem`, one value per clip.
+    """
     beside = target.with_suffix(".part")
     with h5py.File(beside, "w") as file:
         for name, column in table.items(): file[name] = list(column)
@@ -378,7 +388,7 @@ def extract_features(root: str | Path, path: str | Path, *, config: FeatureConfi
         problems = _problems(clips, groups)
         if problems and not skip_bad: raise BadClipsError(problems, "Mend or remove them, or leave them out with skip_bad=True (acl_features --skip_bad).\n"
                                                           "The other clips are extracted and kept; the next call goes on from here.")
-        _assemble(path, clips, config, groups, fingerprint)
+        assemble_store(path, clips, config, groups, fingerprint)
         shutil.rmtree(f"{path}.groups")
     return open_feature_store(path, config)
 
@@ -411,7 +421,22 @@ def _problems(clips, groups):
     return {f"{s}/{f}": why for s, f, why in zip(clips.split, clips.fname, told) if why}
 
 # %% ../nbs/08_features.ipynb #d8de0d34
-def _assemble(path, clips, config, groups, fingerprint):
+def assemble_store(path: Path, clips: pd.DataFrame, config: FeatureConfig, groups: list[Path], fingerprint: str) -> None:
+    """Put the groups of a data set together as one feature store, which has its name only when it is complete.
+
+    Parameters
+    ----------
+    path : Path
+        The store to write.
+    clips : DataFrame
+        All clips of the data set, from `load_clips`.
+    config : FeatureConfig
+        What the frames were made with.
+    groups : list of Path
+        Files made by `write_group`, in the order of `clips`.
+    fingerprint : str
+        Of the audio, from `source_fingerprint`.
+    """
     n_frames, problem = _read_all(groups, "n_frames"), _read_all(groups, "problem")
     table = dict(split=clips.split, fname=clips.fname, n_frames=n_frames, offset=np.cumsum(n_frames) - n_frames,
                  duration_s=_read_all(groups, "duration_s"), problem=problem)

@@ -2,9 +2,11 @@
 
     python benchmarks/pytorch_channels_last_batch_norm.py
 
-The statistics of a training-mode batch norm over (N, C, H, W) are sums of N H W values for each channel. In contiguous memory the CPU kernel adds them up in
-float64; in channels_last it keeps a float32 sum for each channel and thread (`batch_norm_cpu_collect_stats_channels_last_impl` in
-aten/src/ATen/native/cpu/batch_norm_kernel.cpp, and its backward), to which N H W / threads values are added one after the other.
+The statistics of a training-mode batch norm over (N, C, H, W) are sums of N H W values for each channel. In
+contiguous memory the CPU kernel adds them up in float64; in channels_last it keeps a float32 sum for each
+channel and thread (`batch_norm_cpu_collect_stats_channels_last_impl` in
+aten/src/ATen/native/cpu/batch_norm_kernel.cpp, and its backward), to which N H W / threads values are added
+one after the other.
 """
 import torch
 

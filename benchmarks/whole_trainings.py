@@ -1,12 +1,15 @@
-"""Whole trainings by `fit` and by a plain loop, on the same splits with the same seeds: do they end at the same place?
+r"""Whole trainings by `fit` and by a plain loop, on the same splits with the same seeds: do they end alike?
 
-    python -m benchmarks.whole_trainings --dataset mini --subset noisy_small --epochs 40 --out figures/batch_norm/mini-noisy_small.csv
+    python -m benchmarks.whole_trainings --dataset mini --subset noisy_small --epochs 40 \
+      --out figures/batch_norm/mini-noisy_small.csv
 
-The plain loop is written as one would write it first: contiguous memory, PyTorch's own batch norm, plain Adam, nothing folded.
-"channels_last" is the same loop in the memory layout `channels_last`, with PyTorch's own batch norm there: what `fit` did in the first edition.
-One row for each training; rows that the file has already are not made again.
+The plain loop is written as one would write it first: contiguous memory, PyTorch's own batch norm, plain
+Adam, nothing folded. "channels_last" is the same loop in the memory layout `channels_last`, with PyTorch's
+own batch norm there: what `fit` did in the first edition. There is one row for each training; rows that the
+file has already are not made again.
 """
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +32,8 @@ def plain_network(n_classes: int, dropout: float) -> PaperCNN:
     "The paper's network with PyTorch's own batch norm."
     model = PaperCNN(n_classes, dropout=dropout)
     for name, layer in list(model.named_children()):
-        if isinstance(layer, ExactBatchNorm2d): setattr(model, name, nn.BatchNorm2d(layer.num_features))
+        if isinstance(layer, ExactBatchNorm2d):
+            setattr(model, name, nn.BatchNorm2d(layer.num_features))
     return model
 
 
@@ -46,51 +50,99 @@ def plain_fit(split, config, layout=torch.contiguous_format):
     torch.manual_seed(config.seed)
     model = plain_network(len(split.classes), config.dropout).to(memory_format=layout)
     loss = AngularContrastiveLoss(config.alpha)
-    optimiser = torch.optim.Adam(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, foreach=False)
-    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimiser, factor=config.lr_factor, patience=config.lr_patience)
-    order, lowest, best_epoch, weights = torch.Generator().manual_seed(config.seed), float("inf"), 0, None
+    optimiser = torch.optim.Adam(
+        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, foreach=False
+    )
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimiser, factor=config.lr_factor, patience=config.lr_patience
+    )
+    order = torch.Generator().manual_seed(config.seed)
+    lowest = float("inf")
+    best_epoch = 0
+    weights = None
     for epoch in range(1, config.epochs + 1):
         model.train()
         for rows in torch.randperm(len(split.train), generator=order).split(config.batch_size):
-            if len(rows) < config.batch_size: continue
+            if len(rows) < config.batch_size:
+                continue
             inputs, labels = split.train[rows]
             logits, embedding = model(inputs)
             optimiser.zero_grad()
             loss(embedding, labels, logits).backward()
             optimiser.step()
-        validation = validation_losses(*outputs_of(model, split.validation), split.validation.labels, loss)[0].item()
+        logits, embedding = outputs_of(model, split.validation)
+        validation = validation_losses(logits, embedding, split.validation.labels, loss)[0].item()
         schedule.step(validation)
-        if validation < lowest: lowest, best_epoch, weights = validation, epoch, {name: t.clone() for name, t in model.state_dict().items()}
+        if validation < lowest:
+            lowest = validation
+            best_epoch = epoch
+            weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.load_state_dict(weights)
     return model, lowest, best_epoch
 
 
 def by_fit(split, config):
+    "The same of a training by `fit`."
     trained = fit(split, config, device="cpu", report_every_s=None)
     return trained.model, trained.history.validation_loss.min(), trained.best_epoch
 
 
-WAYS = {"fit": by_fit, "plain": plain_fit, "channels_last": lambda split, config: plain_fit(split, config, torch.channels_last)}
+WAYS = {
+    "fit": by_fit,
+    "plain": plain_fit,
+    "channels_last": partial(plain_fit, layout=torch.channels_last),
+}
 
 
 def row_of(way, split, config):
     "One training: its best validation loss, and log-loss and accuracy over the test clips."
     model, lowest, best_epoch = WAYS[way](split, config)
     clips = clip_outputs(*outputs_of(model, split.test), split.test)
-    probability = (clips.scores / clips.n_patches[:, None])[torch.arange(len(clips.labels)), clips.labels]
-    return {"way": way, "seed": config.seed, "best_epoch": best_epoch, "validation_loss": lowest, "test_log_loss": -probability.log().mean().item(),
-            "test_accuracy": (clips.scores.argmax(1) == clips.labels).double().mean().item(), "n_test_clips": len(clips.labels)}
+    probabilities = clips.scores / clips.n_patches[:, None]
+    probability = probabilities[torch.arange(len(clips.labels)), clips.labels]
+    right = clips.scores.argmax(1) == clips.labels
+    return {
+        "way": way,
+        "seed": config.seed,
+        "best_epoch": best_epoch,
+        "validation_loss": lowest,
+        "test_log_loss": -probability.log().mean().item(),
+        "test_accuracy": right.double().mean().item(),
+        "n_test_clips": len(clips.labels),
+    }
 
 
 def compared(table: pd.DataFrame, way: str = "fit", other: str = "plain") -> pd.DataFrame:
-    "Means, and the mean paired difference over seeds with its 95 % t interval, of every measure."
+    """Means of two ways, and their paired difference over seeds.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Rows made by `row_of`.
+    way, other : str
+        Of `WAYS`.
+
+    Returns
+    -------
+    DataFrame
+        One row per measure: both means, `difference` with its 95 % t interval from `low` to `high`, and
+        `n_seeds`.
+    """
     from scipy.stats import t as student_t
+
     rows = {}
     for measure in ("validation_loss", "test_log_loss", "test_accuracy"):
         wide = table.pivot(index="seed", columns="way", values=measure)[[way, other]].dropna()
         difference = wide[way] - wide[other]
         half = student_t.ppf(0.975, len(wide) - 1) * difference.std() / np.sqrt(len(wide))
-        rows[measure] = {way: wide[way].mean(), other: wide[other].mean(), "difference": difference.mean(), "low": difference.mean() - half, "high": difference.mean() + half, "n_seeds": len(wide)}
+        rows[measure] = {
+            way: wide[way].mean(),
+            other: wide[other].mean(),
+            "difference": difference.mean(),
+            "low": difference.mean() - half,
+            "high": difference.mean() + half,
+            "n_seeds": len(wide),
+        }
     return pd.DataFrame(rows).T
 
 
@@ -106,15 +158,22 @@ def main(dataset: str = "mini",  # name of the data set
     "Train, test and compare."
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    location, path = locate_dataset(dataset, data_dir), Path(out)
-    store, clips = feature_store(location, report_every_s=None), load_clips(location.root)
-    done = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=["way", "seed"])
+    location = locate_dataset(dataset, data_dir)
+    store = feature_store(location, report_every_s=None)
+    clips = load_clips(location.root)
+    path = Path(out)
+    done = pd.DataFrame(columns=["way", "seed"])
+    if path.is_file():
+        done = pd.read_csv(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     for seed in range(seeds):
         config = TrainConfig(alpha=alpha, subset=subset, epochs=epochs, seed=seed)
         split = make_split(store, clips, config)
         for way in ways.split():
-            if ((done.way == way) & (done.seed == seed)).any(): continue
+            if ((done.way == way) & (done.seed == seed)).any():
+                continue
             done = pd.concat([done, pd.DataFrame([row_of(way, split, config)])], ignore_index=True)
             done.sort_values(["way", "seed"]).to_csv(path, index=False)
-    for other in [way for way in ways.split() if way != "fit"]: print(compared(done, "fit", other).round(4).to_string())
+    for other in ways.split():
+        if other != "fit":
+            print(compared(done, "fit", other).round(4).to_string())

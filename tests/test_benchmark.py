@@ -1,5 +1,6 @@
 """The benchmark's reference way computes what the package computes; the rehearsal is what it says; training leaves the process as it was and repeats itself."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -8,11 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers import ROOT, run
 
-from acl_paper.benchmark import (ReferenceCNN, ReferencePatches, benchmark_table, make_rehearsal,
-                                 plan_rehearsal, published_classes, reference_angular_loss, reference_epoch,
-                                 reference_evaluation, reference_extraction, reference_preparation,
-                                 run_benchmark, write_noise)
 from acl_paper.data import DatasetError, SUBSETS, load_clips
 from acl_paper.evaluation import evaluate
 from acl_paper.features import extract_features, open_feature_store
@@ -21,6 +19,22 @@ from acl_paper.mini import locate_dataset
 from acl_paper.networks import PaperCNN
 from acl_paper.training import TrainConfig, fit
 from acl_paper.patches import make_split
+
+sys.path.insert(0, str(ROOT))  # benchmarks/ is not installed
+from benchmarks.reference import (  # noqa: E402
+    ReferenceCNN,
+    ReferencePatches,
+    reference_angular_loss,
+    reference_epoch,
+    reference_evaluation,
+    reference_extraction,
+    reference_preparation,
+)
+from benchmarks.rehearsal import make_rehearsal, plan_rehearsal, published_classes  # noqa: E402
+from benchmarks.run import run_benchmark  # noqa: E402
+from benchmarks.supervised import write_noise  # noqa: E402
+from benchmarks.tables import benchmark_table  # noqa: E402
+from benchmarks.timing import take_turns  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:The subset")  # so small a rehearsal cannot always be stratified
 
@@ -127,13 +141,46 @@ def test_benchmark_in_miniature():
     assert {"processor", "processors"} <= set(result["machine"]) and "torch" in result["versions"]
 
 
-@pytest.mark.parametrize("options, told", [(["--size", "huge"], "--size must be one of mini, fsdnoisy18k"), (["--device", "cuda"], "torch sees no GPU here")])
-def test_command_says_what_is_wrong(options, told, tmp_path):
+def python_m(module, *options, timeout=300):
+    return run([sys.executable, "-m", f"benchmarks.{module}", *map(str, options)], timeout=timeout)
+
+
+@pytest.mark.parametrize("module, options, told", [
+    ("run", ["--size", "huge"], "--size must be one of mini, fsdnoisy18k"),
+    ("run", ["--sections", "training lunch"], "got 'lunch'"),
+    ("run", ["--device", "cuda"], "torch sees no GPU here"),
+    ("pretraining", ["--ways", "ours"], "reference"),
+    ("studies", ["everything"], "there are scale, precision, startup, cells"),
+])
+def test_command_says_what_is_wrong(module, options, told):
     if "cuda" in options and torch.cuda.is_available(): pytest.skip("this machine has a GPU")
-    script = tmp_path / "acl_bench.py"  # as an installed console script calls it
-    script.write_text("from acl_paper.benchmark import acl_bench\nacl_bench()\n")
-    done = subprocess.run([sys.executable, str(script), *options], capture_output=True, text=True, timeout=120)
+    done = python_m(module, *options)
     assert done.returncode != 0 and told in done.stderr and "Traceback" not in done.stderr
+
+
+def test_rehearsal_command(tmp_path):
+    made = python_m("rehearsal", "--dest", tmp_path / "data", "--features_dir", tmp_path / "features", "--scale", 0.002)
+    assert made.returncode == 0 and "all made up" in made.stdout, made.stderr
+    assert (tmp_path / "data" / "dataset.json").is_file()
+    refused = python_m("rehearsal", "--dest", tmp_path / "data", "--features_dir", tmp_path / "features", "--scale", 0.003)
+    assert refused.returncode != 0 and "holds something else already" in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_a_way_that_fails_is_reported():
+    with pytest.raises(RuntimeError, match="one of wrong failed"): take_turns({"wrong": (int, ("no number",))}, repeats=1)
+
+
+def test_no_private_name_crosses_modules():
+    for path in sorted((ROOT / "benchmarks").glob("*.py")):
+        imports = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        assert [(path.name, alias.name) for node in imports for alias in node.names if alias.name.startswith("_")] == []
+
+
+def test_benchmarks_are_not_installed():
+    """Neither as a module of the package, nor as a console command, nor as a package beside it."""
+    from setuptools import find_packages
+    assert "benchmark" not in (ROOT / "settings.ini").read_text() and not (ROOT / "acl_paper" / "benchmark.py").exists()
+    assert find_packages(ROOT, include=["acl_paper", "acl_paper.*"]) == ["acl_paper"] and 'include=["acl_paper", "acl_paper.*"]' in (ROOT / "setup.py").read_text()
 
 
 def weights_after(split, **settings):

@@ -1,0 +1,65 @@
+"""What the benchmarks found, as a table and as a figure."""
+import pandas as pd
+
+
+def benchmark_table(result: dict) -> pd.DataFrame:
+    """Seconds per unit, and how many times faster than the reference way.
+
+    Parameters
+    ----------
+    result : dict
+        From `run_benchmark`, `pretraining_study`, or a file that holds what they returned.
+
+    Returns
+    -------
+    DataFrame
+        One row per section and way; each number is a median of the rounds with their range in brackets.
+    """
+    rows = []
+    for name, section in result["sections"].items():
+        for way, times in section["ways"].items():
+            rows.append(
+                {
+                    "section": name,
+                    "way": way,
+                    "unit": section["unit"],
+                    "CPU s": _with_range(times["cpu_s"], 3),
+                    "wall s": _with_range(times["wall_s"], 3),
+                    "faster (CPU)": _with_range(times["cpu_s_gain"], 2),
+                    "faster (wall)": _with_range(times["wall_s_gain"], 2),
+                }
+            )
+    return pd.DataFrame(rows).set_index(["section", "way"])
+
+
+def _with_range(spread, digits):
+    median, low, high = (f"{spread[name]:.{digits}g}" for name in ("median", "low", "high"))
+    return f"{median} [{low}, {high}]"
+
+
+def plot_benchmark(result: dict, ax, *, kind: str = "cpu_s") -> None:
+    """Bars of how many times faster than the reference way: medians, with lines from least to greatest.
+
+    Parameters
+    ----------
+    result : dict
+        See `benchmark_table`.
+    ax : Axes
+        Of matplotlib.
+    kind : str
+        "cpu_s" or "wall_s".
+    """
+    bars = []
+    for name, section in result["sections"].items():
+        for way, times in section["ways"].items():
+            if way != "reference":
+                bars.append((f"{name}, {way}", times[f"{kind}_gain"]))
+    bars.reverse()
+    for height, (_, gain) in enumerate(bars):
+        ax.barh(height, gain["median"], color="C0", height=0.7)
+        ax.plot([gain["low"], gain["high"]], [height, height], color="k", lw=1)
+        ax.text(gain["high"], height, f" {gain['median']:.1f}", va="center", fontsize=7)
+    ax.axvline(1, color="0.4", lw=0.8)
+    ax.set_yticks(range(len(bars)), [label for label, _ in bars])
+    clock = "CPU" if kind == "cpu_s" else "wall"
+    ax.set_xlabel(f"times faster than the reference way ({clock} time)")
