@@ -31,7 +31,8 @@ from torch.utils.flop_counter import FlopCounterMode
 # %% ../nbs/benchmark.ipynb #80d256c7
 import acl_paper
 from .augment import crop_boxes
-from .data import AUDIO_FOLDERS, CLIP_TABLES, DatasetError, command, load_clips, project_root
+from .console import DatasetError, command, project_root, write_atomically
+from .data import AUDIO_FOLDERS, CLIP_TABLES, load_clips
 from .networks import ProjectionHead, ResNet18
 from .evaluation import accuracy, evaluate
 from .features import (FeatureConfig, FeatureStore, Scaler, _assemble, _write_group, audio_path, extract_features, feature_store,
@@ -40,7 +41,7 @@ from .losses import AngularContrastiveLoss
 from .mini import DatasetLocation
 from .networks import CNNOutput, PaperCNN
 from .selfsupervised import ClipFrames, InputScale, PretrainConfig, Pretraining, SelfSupervisedLoss, pretrain_epoch
-from .training import Patches, Split, TrainConfig, TrainedModel, _keep_freed_memory, choose_device, fit, make_split, software_versions, write_atomically
+from .training import Patches, Split, TrainConfig, TrainedModel, _keep_freed_memory, choose_device, fit, make_split, software_versions
 
 # %% ../nbs/benchmark.ipynb #e3bc3aa5
 def published_classes() -> pd.DataFrame:

@@ -4,19 +4,21 @@
 
 # %% auto #0
 __all__ = ['SUBSETS', 'AUDIO_FOLDERS', 'CLIP_TABLES', 'EXPECTED_LAYOUT', 'DEFAULT_FOLDER', 'FSDNOISY18K_COUNTS', 'ZENODO_FILES',
-           'FSDNOISY18K_MD5', 'PUBLISHED_FILES', 'DatasetError', 'load_clips', 'class_names', 'audio_path',
-           'missing_audio', 'select_subset', 'dataset_summary', 'split_clips', 'is_fsdnoisy18k', 'project_root',
-           'find_fsdnoisy18k', 'Progress', 'track', 'full_disk_reported', 'download_fsdnoisy18k', 'published_sums',
-           'download_files', 'command', 'acl_download']
+           'FSDNOISY18K_MD5', 'PUBLISHED_FILES', 'load_clips', 'class_names', 'audio_path', 'missing_audio',
+           'select_subset', 'dataset_summary', 'split_clips', 'is_fsdnoisy18k', 'find_fsdnoisy18k',
+           'download_fsdnoisy18k', 'published_sums', 'download_files', 'acl_download']
 
 # %% ../nbs/05_data.ipynb #cbf0003a
-import contextlib, errno, functools, inspect, math, os, re, shlex, shutil, stat, sys, time, warnings, zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math, os, re, shlex, shutil, stat, time, warnings, zipfile
+from collections.abc import Callable, Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
 
+# %% ../nbs/05_data.ipynb #b8ab1513
 import pandas as pd
-from fastcore.script import anno_parser
+
+# %% ../nbs/05_data.ipynb #41b671bc
+from .console import DatasetError, Progress, check_space, command, full_disk_reported, project_root, some_names
 
 # %% ../nbs/05_data.ipynb #08bec9e1
 SUBSETS = ("all", "clean", "noisy", "noisy_small")
@@ -35,10 +37,6 @@ EXPECTED_LAYOUT = """\
     ├── train.csv              fname,label,aso_id,manually_verified,noisy_small
     └── test.csv               fname,label,aso_id"""
 
-# %% ../nbs/05_data.ipynb #e828979c
-class DatasetError(ValueError):
-    "The data are not what is needed: the message says what is wrong, where, and what to do."
-
 # %% ../nbs/05_data.ipynb #a9ea9b6c
 def _layout_error(root: Path, problem: str) -> DatasetError:
     "The error for a folder that is not in FSDnoisy18k's layout: what is wrong, what was expected, what is there."
@@ -53,12 +51,6 @@ def _layout_error(root: Path, problem: str) -> DatasetError:
     return DatasetError("\n".join(lines))
 
 # %% ../nbs/05_data.ipynb #6643700a
-def _some(names: Iterable, n: int = 5) -> str:
-    "The first few names, and how many more there are."
-    names = list(map(str, names))
-    return ", ".join(names[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")
-
-
 def _as_bool(column: pd.Series, path: Path) -> pd.Series:
     "0 and 1 as booleans."
     wrong = column[~column.isin(["0", "1"])]
@@ -83,7 +75,7 @@ def _read_table(root: Path, split: str) -> pd.DataFrame:
     cut = table[table.isna().any(axis=1) | (table[["fname", "label"]] == "").any(axis=1)]
     if len(cut): raise DatasetError(f"{path}: line {cut.index[0] + 2} is not complete: {','.join(cut.iloc[0].dropna()[:-1])}")
     twice = table["fname"][table["fname"].duplicated()].unique()
-    if len(twice): raise DatasetError(f"{path} lists {len(twice)} clips more than once: {_some(twice)}.")
+    if len(twice): raise DatasetError(f"{path} lists {len(twice)} clips more than once: {some_names(twice)}.")
     for flag in columns[3:]: table[flag] = _as_bool(table[flag], path)
     return table
 
@@ -113,7 +105,7 @@ def load_clips(root: str | Path) -> pd.DataFrame:
     if not root.is_dir(): raise _layout_error(root, f"There is no folder {root}")
     train, test = (_read_table(root, split) for split in ("train", "test"))
     unknown = sorted(set(test["label"]) - set(train["label"]))
-    if unknown: raise DatasetError(f"{root}: test.csv has labels that no training clip has: {_some(unknown)}.")
+    if unknown: raise DatasetError(f"{root}: test.csv has labels that no training clip has: {some_names(unknown)}.")
     clips = pd.concat([train, test.assign(manually_verified=True, noisy_small=False)], ignore_index=True)
     clips["label_id"] = clips["label"].map({name: i for i, name in enumerate(sorted(set(clips["label"])))}).astype("int64")
     return clips[["fname", "label", "label_id", "aso_id", "split", "manually_verified", "noisy_small"]]
@@ -272,12 +264,6 @@ def is_fsdnoisy18k(clips: pd.DataFrame) -> bool:
     return counts.rename({"all": "train"}).to_dict() == FSDNOISY18K_COUNTS
 
 # %% ../nbs/05_data.ipynb #12c2b399
-def project_root() -> Path:
-    "The nearest folder at or above the working directory that holds ``settings.ini``, else the working directory."
-    here = Path.cwd()
-    return next((p for p in (here, *here.parents) if (p / "settings.ini").is_file()), here)
-
-
 def find_fsdnoisy18k(data_dir: str | Path | None = None) -> Path | None:
     """Find the folder of FSDnoisy18k, or of a data set to be used in its place.
 
@@ -303,96 +289,6 @@ def find_fsdnoisy18k(data_dir: str | Path | None = None) -> Path | None:
     folder = project_root() / DEFAULT_FOLDER
     return folder if folder.is_dir() else None
 
-# %% ../nbs/05_data.ipynb #bab4e38e
-def _time_text(seconds: float) -> str:
-    "A duration as people say it: 56 s, 3 min 20 s, 2 h 05 min."
-    seconds = round(seconds)
-    if seconds < 100: return f"{seconds} s"
-    if seconds < 6000: return f"{seconds // 60} min {seconds % 60:02} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60:02} min"
-
-
-def _number_text(x: float) -> str:
-    "Whole numbers whole, others to three digits."
-    return f"{x:.0f}" if x == int(x) or x >= 100 else f"{x:.3g}"
-
-
-def _is_done(done: float, total: float | None) -> bool:
-    "Whether nothing is left; sums of megabytes are not exact."
-    return total is not None and done >= total * (1 - 1e-9)
-
-# %% ../nbs/05_data.ipynb #7d40b9a2
-def _progress_line(label: str, unit: str, done: float, done_before: float, total: float | None, elapsed_s: float, note: str = "") -> str:
-    "What was done, how fast, and how long the rest will take."
-    new = done - done_before
-    speed = new / max(elapsed_s, 1e-3)
-    amount = _number_text(done) + ("" if total is None else f"/{_number_text(total)}")
-    parts = [label, f"{amount} {unit}"]
-    if new: parts.append(f"{_number_text(speed)} {unit}/s" if speed >= 1 else f"{_number_text(1 / speed)} s each")
-    left = new and total is not None and not _is_done(done, total)
-    parts.append(f"{_time_text((total - done) / speed)} left" if left else f"{_time_text(elapsed_s)} in all")
-    return "  ".join(part for part in (*parts, note) if part)
-
-# %% ../nbs/05_data.ipynb #4e819355
-class Progress:
-    """Report progress in plain complete lines, alike in a terminal, in Jupyter and in a papermill log.
-
-    Parameters
-    ----------
-    total : how much there is to do; None where it is not known.
-    unit : what is counted, in the plural: "clips".
-    label : what is being done, at the start of each line.
-    done : what was done before, by a job that is now resumed: counted in the amount, not in the speed.
-    every_s : seconds between lines at least; 0 prints a line at every step, None prints nothing.
-    """
-    def __init__(self, total: float | None = None, unit: str = "items", label: str = "", *, done: float = 0, every_s: float | None = 2.0):
-        self.total, self.unit, self.label, self.done, self.every_s = total, unit, label, done, every_s
-        self.note, self._done_before, self._printed = "", done, None
-        self._start = self._last = time.monotonic()
-
-    def advance(self, n: float = 1, note: str = "") -> None:
-        "Count `n` more as done, and print a line if it is time for one; `note` is its end."
-        self.done, self.note = self.done + n, note
-        if self.every_s is None: return
-        if _is_done(self.done, self.total) or time.monotonic() - self._last >= self.every_s: self._print()
-
-    def close(self) -> None:
-        "Print the last line, if it has not been printed."
-        if self.every_s is not None and self._printed != (self.done, self.note): self._print()
-
-    def line(self, elapsed_s: float) -> str:
-        "The line as it stands `elapsed_s` seconds after the start."
-        return _progress_line(self.label, self.unit, self.done, self._done_before, self.total, elapsed_s, self.note)
-
-    def _print(self) -> None:
-        self._last, self._printed = time.monotonic(), (self.done, self.note)
-        print(self.line(self._last - self._start), flush=True)
-
-    def __enter__(self) -> "Progress": return self
-    def __exit__(self, *_) -> None: self.close()
-
-# %% ../nbs/05_data.ipynb #468135ee
-def track(iterable: Iterable, *, total: float | None = None, unit: str = "items", label: str = "", every_s: float | None = 2.0,
-          describe: Callable | None = None) -> Iterator:
-    """Yield the items of `iterable` and report progress in plain lines.
-
-    Parameters
-    ----------
-    iterable : iterable
-        What to go through.
-    total : int, optional
-        Number of items; taken from ``len(iterable)`` where that exists.
-    unit, label, every_s
-        As for `Progress`.
-    describe : callable, optional
-        Called with an item after it was worked on; returns the text at the end of the line.
-    """
-    if total is None and hasattr(iterable, "__len__"): total = len(iterable)
-    with Progress(total, unit, label, every_s=every_s) as progress:
-        for item in iterable:
-            yield item
-            progress.advance(note=describe(item) if describe else "")
-
 # %% ../nbs/05_data.ipynb #faa3f4b7
 ZENODO_FILES = "https://zenodo.org/records/2529934/files"
 
@@ -417,28 +313,12 @@ def _transfer(url: str, part: Path) -> None:
             raise requests.ConnectionError("the server sent other bytes than those asked for")
         length = response.headers.get("Content-Length")
         size = None if length is None else start + int(length)
-        if size is not None: _check_space(part.parent, size - start, part.stem)
+        if size is not None: check_space(part.parent, size - start, part.stem)
         with open(part, "ab" if start else "wb") as file, Progress(size and size / 1e6, "MB", part.stem, done=start / 1e6) as progress:
             for chunk in response.iter_content(1 << 16):
                 file.write(chunk)
                 progress.advance(len(chunk) / 1e6)
     if size is not None and part.stat().st_size < size: raise requests.ConnectionError("the connection ended early")
-
-# %% ../nbs/05_data.ipynb #b3f60406
-def _check_space(folder: Path, n_bytes: float, what: str) -> None:
-    "Refuse what cannot fit."
-    free = shutil.disk_usage(folder).free
-    if n_bytes > free:
-        raise DatasetError(f"{what} needs about {n_bytes / 1e9:.3g} GB in {folder}, where {free / 1e9:.3g} GB are free.")
-
-# %% ../nbs/05_data.ipynb #f11b914b
-@contextlib.contextmanager
-def full_disk_reported(folder: Path, what_is_kept: str) -> Iterator[None]:
-    "Turn the system's error about a full disk into one that says what to do."
-    try: yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT): raise
-        raise DatasetError(f"The disk of {folder} is full. {what_is_kept}") from None
 
 # %% ../nbs/05_data.ipynb #ea1cc06d
 def _fetch(url: str, part: Path, retries: int) -> None:
@@ -488,7 +368,7 @@ def _unpack(zip_path: Path, target: Path) -> None:
         if not members: raise DatasetError(f"{zip_path} holds no files.")
         n_bytes = sum(info.file_size for info in members)
         unpacked_before = sum(path.stat().st_size for path in unfinished.rglob("*") if path.is_file())
-        _check_space(target.parent, n_bytes - unpacked_before, target.name)
+        check_space(target.parent, n_bytes - unpacked_before, target.name)
         with Progress(n_bytes / 1e6, "MB", f"unpacking {target.name}") as progress:
             for info, name in members.items():
                 path = unfinished / name
@@ -523,7 +403,7 @@ def _check_total_space(dest: Path, urls: list[str]) -> None:
         except requests.RequestException: return
         if response.ok: sizes.append(int(response.headers.get("Content-Length", 0)))
     fetched = sum(path.stat().st_size for path in dest.glob("FSDnoisy18k.*.zip.part"))
-    _check_space(dest, 2.5 * sum(sizes) - fetched, "The download, unpacked beside its zip files,")
+    check_space(dest, 2.5 * sum(sizes) - fetched, "The download, unpacked beside its zip files,")
 
 # %% ../nbs/05_data.ipynb #554efede
 def download_fsdnoisy18k(dest: str | Path, *, parts: Iterable[str] | None = None, base_url: str = ZENODO_FILES,
@@ -606,7 +486,7 @@ def _closing_report(dest: Path) -> list[str]:
     clips = load_clips(dest)
     n_train, missing = int((clips["split"] == "train").sum()), missing_audio(dest, clips)
     lines = [f"In {dest}: {n_train} training clips and {len(clips) - n_train} test clips in {len(class_names(clips))} classes."]
-    if missing: lines.append(f"{len(missing)} of them have no audio file: {_some(missing)}. Move the folder away and run the command again.")
+    if missing: lines.append(f"{len(missing)} of them have no audio file: {some_names(missing)}. Move the folder away and run the command again.")
     if not is_fsdnoisy18k(clips): lines.append("These are not FSDnoisy18k's numbers of clips: results do not compare with the paper's.")
     option = "" if dest.resolve() == (project_root() / DEFAULT_FOLDER).resolve() else f" -p data_dir {shlex.quote(str(dest))}"
     return [*lines, "Train on it:", f"  papermill nbs/train.ipynb out.ipynb -p alpha 0.5 -p subset clean{option}"]
@@ -665,19 +545,6 @@ def download_files(dest: str | Path, base_url: str, sums: Mapping[str, str], *, 
     """
     paths = {Path(dest) / name: name for name in sums}
     return [path for path, name in paths.items() if _get_file(f"{base_url.rstrip('/')}/{name}", path, sums[name], retries)]
-
-# %% ../nbs/05_data.ipynb #49128076
-def command(function: Callable) -> Callable:
-    "A console command made from a function's arguments and their comments (fastcore); called from Python it is an ordinary function."
-    @functools.wraps(function)
-    def run(*args, **settings):
-        caller = inspect.currentframe().f_back.f_globals
-        is_script = caller.get("__name__") == "__main__" and "__file__" in caller
-        if args or settings or not is_script: return function(*args, **settings)
-        words = [re.sub(r"^--[^=]+", lambda name: "--" + name[0][2:].replace("-", "_"), word) for word in sys.argv[1:]]
-        options = vars(anno_parser(function).parse_args(words))
-        return function(**{name: options[name] for name in inspect.signature(function).parameters})
-    return run
 
 # %% ../nbs/05_data.ipynb #4474451b
 @command

@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from numpy.typing import ArrayLike
 
-from .data import project_root
+from .console import project_root
 
 # %% ../nbs/16_embedding_quality.ipynb #cadf1697
 def as_rows(z: ArrayLike | torch.Tensor) -> np.ndarray | torch.Tensor:

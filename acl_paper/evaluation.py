@@ -20,7 +20,8 @@ from sklearn.metrics import confusion_matrix
 from torch import Tensor
 
 # %% ../nbs/12_evaluation.ipynb #f40bb72d
-from .training import Patches, TrainedModel, choose_device, predict_patches, tuned, write_atomically
+from .console import write_atomically
+from .training import Patches, TrainedModel, choose_device, predict_patches, tuned
 
 # %% ../nbs/12_evaluation.ipynb #53733119
 class ClipOutputs(NamedTuple):

@@ -15,7 +15,7 @@ import torch
 from fastcore.script import Param
 
 # %% ../nbs/19_inference.ipynb #6f218e0d
-from .data import command
+from .console import command
 from .evaluation import ClipOutputs, clip_outputs
 from .features import AudioError, clip_log_mel, read_audio, test_patch_starts
 from .training import Patches, TrainedModel, load_trained, predict_patches

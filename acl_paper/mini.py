@@ -23,7 +23,8 @@ from scipy import fft
 from scipy.io import wavfile
 from scipy.signal import butter, lfilter, sosfilt
 
-from .data import command, AUDIO_FOLDERS, DatasetError, FSDNOISY18K_COUNTS, dataset_summary, find_fsdnoisy18k, is_fsdnoisy18k, load_clips, project_root, track
+from .console import command, DatasetError, project_root, track
+from .data import AUDIO_FOLDERS, FSDNOISY18K_COUNTS, dataset_summary, find_fsdnoisy18k, is_fsdnoisy18k, load_clips
 
 # %% ../nbs/07_mini.ipynb #d0e3a926
 SAMPLE_RATE = 44_100  # Hz, as in FSDnoisy18k

@@ -22,7 +22,7 @@ from torch.nn.functional import max_pool2d, relu
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 # %% ../nbs/10_networks.ipynb #928ddba2
-from .data import DatasetError, project_root
+from .console import DatasetError, project_root
 
 # %% ../nbs/10_networks.ipynb #76aa92db
 class CNNOutput(NamedTuple):

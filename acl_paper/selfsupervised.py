@@ -28,12 +28,13 @@ from torch import Tensor, nn
 
 # %% ../nbs/14_pretraining.ipynb #ceb5d146
 from .augment import AugmentConfig, augment
-from .data import SUBSETS, DatasetError, Progress, select_subset, split_clips
+from .console import DatasetError, Progress, write_atomically
+from .data import SUBSETS, select_subset, split_clips
 from .networks import Encoder, ProjectionHead, make_encoder
 from .evaluation import accuracy, class_accuracy, clip_outputs, prediction_table
 from .features import FeatureConfig, FeatureStore, training_patch_starts
 from .losses import LossTerms, angular_margin_loss, check_alpha
-from .training import Patches, choose_device, software_versions, tuned, write_atomically
+from .training import Patches, choose_device, software_versions, tuned
 
 # %% ../nbs/14_pretraining.ipynb #270f8231
 SSL_FEATURES = FeatureConfig(sample_rate=22_050, min_duration_s=1.0, win_length=660, hop_length=220,  # 30 ms, 10 ms

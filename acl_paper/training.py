@@ -6,10 +6,10 @@
 __all__ = ['CHOICES', 'ANGLE_COLUMNS', 'TrainConfig', 'Patches', 'Split', 'make_split', 'TrainingStep', 'CudaRecording',
            'train_epoch', 'predict_patches', 'validation_losses', 'angle_percentiles', 'TrainedModel', 'choose_device',
            'first_step', 'fit', 'tuned', 'plot_angles', 'plot_history', 'check_parameters', 'run_folder',
-           'write_atomically', 'software_versions', 'save_training', 'load_trained']
+           'software_versions', 'save_training', 'load_trained']
 
 # %% ../nbs/13_training.ipynb #64ec3104
-import ast, ctypes, json, math, os, platform, time
+import ast, ctypes, json, math, platform, time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 # %% ../nbs/13_training.ipynb #3734a027
-from .data import SUBSETS, DatasetError, Progress, class_names, select_subset, split_clips
+from .console import DatasetError, Progress
+from .data import SUBSETS, class_names, select_subset, split_clips
 from .features import FeatureConfig, FeatureStore, Scaler, fit_scaler, test_patch_starts, training_patch_starts
 from .losses import AngularContrastiveLoss, check_alpha, pairwise_angles
 from .networks import PaperCNN, folded
@@ -486,13 +487,6 @@ def run_folder(runs_dir: str | Path, dataset: str, config: TrainConfig) -> Path:
     "Where the run of one cell lives."
     other = [] if config.first_loss == "cross_entropy" else [f"first_loss={config.first_loss}"]
     return Path(runs_dir, dataset, config.subset, *other, f"alpha={config.alpha}", f"seed={config.seed}")
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    "Write a file beside its final name, then rename it."
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(beside, path)
 
 
 def software_versions() -> dict[str, str]:

@@ -21,7 +21,8 @@ from traitlets.config import Config
 
 # %% ../nbs/20_workflow.ipynb #ad7f12be
 import acl_paper
-from .data import SUBSETS, find_fsdnoisy18k, load_clips, project_root
+from .console import project_root
+from .data import SUBSETS, find_fsdnoisy18k, load_clips
 from .features import FeatureConfig, feature_store, source_fingerprint
 from .mini import MINI_VERSION, MiniConfig, locate_dataset
 
