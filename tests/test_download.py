@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from acl_paper.console import DatasetError
-from acl_paper.data import FSDNOISY18K_MD5, audio_path, download_files, download_fsdnoisy18k, load_clips, missing_audio
+from acl_paper.data import audio_path, load_clips, missing_audio
+from acl_paper.download import FSDNOISY18K_MD5, download_files, download_fsdnoisy18k
 
 CHUNK = 65536  # the downloader writes whole chunks of this size
 
