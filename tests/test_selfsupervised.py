@@ -160,7 +160,7 @@ needs_weights = pytest.mark.skipif(not (SHARED / "weights").is_dir(), reason="th
 @pytest.mark.parametrize("file", PUBLISHED_WEIGHTS)
 @pytest.mark.parametrize("kind", ["", "_scaled", "_real"])
 def test_published_weights_give_the_released_codes_outputs(file, kind):
-    golden = np.load(REFERENCE / f"golden_{PUBLISHED_WEIGHTS[file][0]}.npz")
+    golden = np.load(REFERENCE / f"golden_{PUBLISHED_WEIGHTS[file]}.npz")
     encoder, patches = load_published_encoder(SHARED / "weights" / file), torch.tensor(golden[f"input{kind}"])
     with torch.inference_mode():
         single, double = encoder(patches), encoder.double()(patches.double())
