@@ -32,13 +32,12 @@ from torch.utils.flop_counter import FlopCounterMode
 import acl_paper
 from .augment import crop_boxes
 from .console import DatasetError, command, project_root, write_atomically
-from .data import AUDIO_FOLDERS, CLIP_TABLES, load_clips
+from .data import AUDIO_FOLDERS, CLIP_TABLES, DatasetLocation, load_clips
 from .networks import ProjectionHead, ResNet18
 from .evaluation import accuracy, evaluate
 from .features import (FeatureConfig, FeatureStore, Scaler, _assemble, _write_group, audio_path, extract_features, feature_store,
                                 log_mel_literal, open_feature_store, source_fingerprint, test_patch_starts)
 from .losses import AngularContrastiveLoss
-from .mini import DatasetLocation
 from .networks import CNNOutput, PaperCNN
 from .selfsupervised import ClipFrames, InputScale, PretrainConfig, Pretraining, SelfSupervisedLoss, pretrain_epoch
 from .training import Patches, Split, TrainConfig, TrainedModel, _keep_freed_memory, choose_device, fit, make_split, software_versions

@@ -25,8 +25,7 @@ from scipy.signal import get_window
 
 # %% ../nbs/08_features.ipynb #cbc4e97f
 from .console import DatasetError, Progress, command, full_disk_reported, project_root
-from .data import audio_path, load_clips
-from .mini import DatasetLocation, locate_dataset
+from .data import DatasetLocation, audio_path, load_clips, locate_dataset
 
 # %% ../nbs/08_features.ipynb #ecd79348
 @dataclass(frozen=True)

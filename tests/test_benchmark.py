@@ -12,11 +12,10 @@ import torch
 from acl_paper.benchmark import (ReferenceCNN, ReferencePatches, benchmark_table, make_rehearsal, plan_rehearsal, published_classes, reference_angular_loss,
                                  reference_epoch, reference_evaluation, reference_extraction, reference_preparation, run_benchmark, write_noise)
 from acl_paper.console import DatasetError
-from acl_paper.data import SUBSETS, load_clips
+from acl_paper.data import SUBSETS, load_clips, locate_dataset
 from acl_paper.evaluation import evaluate
 from acl_paper.features import extract_features
 from acl_paper.losses import AngularContrastiveLoss
-from acl_paper.mini import locate_dataset
 from acl_paper.networks import PaperCNN
 from acl_paper.training import TrainConfig, fit, make_split
 
