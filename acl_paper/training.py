@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 # %% ../nbs/13_training.ipynb #3734a027
-from .console import DatasetError, Progress
+from .console import DatasetError, Progress, write_atomically
 from .data import SUBSETS, class_names, select_subset, split_clips
 from .features import FeatureConfig, FeatureStore, Scaler, fit_scaler, test_patch_starts, training_patch_starts
 from .losses import AngularContrastiveLoss, check_alpha, pairwise_angles
