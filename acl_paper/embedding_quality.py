@@ -4,13 +4,9 @@
 
 # %% auto #0
 __all__ = ['as_rows', 'unit_rows', 'block_potential', 'uniformity', 'class_numbers', 'tolerance', 'PublishedEmbeddings',
-           'model_settings', 'read_checksums', 'read_batch', 'load_published_embeddings', 'find_published_embeddings',
-           'published_quality', 'published_quality_table']
+           'model_settings', 'read_batch', 'load_published_embeddings', 'published_quality', 'published_quality_table']
 
 # %% ../nbs/16_embedding_quality.ipynb #77ca610f
-import hashlib
-import io
-import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +16,7 @@ import pandas as pd
 import torch
 from numpy.typing import ArrayLike
 
-from .data import project_root
+from .download import check_file, read_checksums
 
 # %% ../nbs/16_embedding_quality.ipynb #cadf1697
 def as_rows(z: ArrayLike | torch.Tensor) -> np.ndarray | torch.Tensor:
@@ -178,18 +174,11 @@ def model_settings(folder_name: str) -> tuple[float, float]:
     return float(match[1]), float(match[2] or 1.0)
 
 # %% ../nbs/16_embedding_quality.ipynb #cf5b2468
-def read_checksums(file: str | Path) -> dict[str, str]:
-    """SHA-256 of each file by its ``folder/name``, from a list as ``sha256sum`` writes it."""
-    lines = (line.split(maxsplit=1) for line in Path(file).read_text().splitlines() if line.strip())
-    return {name.strip().lstrip("*"): digest for digest, name in lines}
-
-
 def read_batch(file: Path, expected_digest: str | None) -> dict:
-    """One batch of published embeddings; ValueError if the file is not the one the checksum was made from."""
-    content = file.read_bytes()
-    if expected_digest is not None and hashlib.sha256(content).hexdigest() != expected_digest:
-        raise ValueError(f"{file} is not the published file (its SHA-256 differs from the list's): delete it and download it again")
-    return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+    """One batch of published embeddings; `DatasetError` if the file is not the one the checksum was made from."""
+    if expected_digest is not None:
+        check_file(file, expected_digest)
+    return torch.load(file, weights_only=True, map_location="cpu")
 
 # %% ../nbs/16_embedding_quality.ipynb #d2b7f0c4
 def _published_digests(folder: Path, checksums: str | Path | None) -> dict[str, str | None]:
@@ -230,7 +219,7 @@ def load_published_embeddings(folder: str | Path, *, checksums: str | Path | Non
     FileNotFoundError
         If files are missing.
     ValueError
-        If the folder's name is no model's, is not in the list, or a file differs from the list.
+        If the folder's name is no model's, or (`DatasetError`) a file differs from the list.
     """
     folder = Path(folder)
     temperature, alpha = model_settings(folder.name)
@@ -238,33 +227,6 @@ def load_published_embeddings(folder: str | Path, *, checksums: str | Path | Non
     batches = [read_batch(folder.parent / name, digest) for name, digest in digests.items()]
     h, z = (np.stack([np.concatenate([batch[key][view].detach().numpy() for batch in batches]) for view in (0, 1)]) for key in "hz")
     return PublishedEmbeddings(temperature, alpha, h, z, np.concatenate([batch["labels"].numpy() for batch in batches]))
-
-# %% ../nbs/16_embedding_quality.ipynb #800e1d7a
-def find_published_embeddings(embeddings_dir: str | Path | None = None) -> Path | None:
-    """Find the folder that holds the published models' folders.
-
-    Parameters
-    ----------
-    embeddings_dir : path, optional
-        Looked at first; then the environment variable ``ACL_EMBEDDINGS``; then ``data/embeddings`` in the project's folder
-        and ``shared/embeddings`` beside it.
-
-    Returns
-    -------
-    Path or None
-        The first of these that is set or there; None where there is none.
-
-    Raises
-    ------
-    FileNotFoundError
-        If `embeddings_dir` or ``ACL_EMBEDDINGS`` is set and is not a folder.
-    """
-    if named := embeddings_dir or os.environ.get("ACL_EMBEDDINGS"):
-        if not Path(named).is_dir():
-            raise FileNotFoundError(f"no folder of published embeddings at {named}: expected folders such as t0.2 and t0.2a0.3 in it")
-        return Path(named)
-    usual = (project_root() / "data" / "embeddings", project_root().parent / "shared" / "embeddings")
-    return next((folder for folder in usual if folder.is_dir()), None)
 
 # %% ../nbs/16_embedding_quality.ipynb #20225239
 def published_quality(embeddings: PublishedEmbeddings) -> dict[str, float]:

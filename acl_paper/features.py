@@ -24,8 +24,8 @@ from filelock import FileLock
 from scipy.signal import get_window
 
 # %% ../nbs/08_features.ipynb #cbc4e97f
-from .data import DatasetError, Progress, audio_path, command, full_disk_reported, load_clips, project_root
-from .mini import DatasetLocation, locate_dataset
+from .console import DatasetError, Progress, command, full_disk_reported, project_root
+from .data import DatasetLocation, audio_path, load_clips, locate_dataset
 
 # %% ../nbs/08_features.ipynb #ecd79348
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from fastcore.script import Param
 
 # %% ../nbs/19_inference.ipynb #6f218e0d
-from .data import command
+from .console import command
 from .evaluation import ClipOutputs, clip_outputs, outputs_of
 from .features import AudioError, clip_log_mel, read_audio
 from .patches import Patches, test_patch_starts

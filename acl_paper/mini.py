@@ -8,14 +8,13 @@ __all__ = ['SAMPLE_RATE', 'MINI_CLASSES', 'STRANGERS', 'MINI_VERSION', 'MINI_REA
            'piano', 'glass', 'coin_dropping', 'dishes', 'crash_cymbal', 'hi_hat', 'clapping', 'walk_or_footsteps',
            'slam', 'fireworks', 'fire', 'rain', 'wind', 'tearing', 'writing', 'engine', 'fart', 'squeak', 'siren',
            'speech', 'beep', 'cricket', 'bell', 'bird', 'room_response', 'record', 'make_clip', 'MiniConfig',
-           'plan_clips', 'make_mini', 'acl_mini', 'DatasetLocation', 'locate_dataset']
+           'plan_clips', 'make_mini', 'acl_mini', 'find_or_make_mini']
 
 # %% ../nbs/07_mini.ipynb #0e200c48
-import contextlib, json, os, re, shutil, uuid
+import contextlib, json, os, shutil, uuid
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,8 +22,8 @@ from scipy import fft
 from scipy.io import wavfile
 from scipy.signal import butter, lfilter, sosfilt
 
-from .data import (AUDIO_FOLDERS, DatasetError, FSDNOISY18K_COUNTS, command, dataset_summary,
-                            find_fsdnoisy18k, is_fsdnoisy18k, load_clips, project_root, track)
+from .console import DatasetError, command, project_root, track
+from .data import AUDIO_FOLDERS, read_description
 
 # %% ../nbs/07_mini.ipynb #d0e3a926
 SAMPLE_RATE = 44_100  # Hz, as in FSDnoisy18k
@@ -36,7 +35,7 @@ def between(rng: np.random.Generator, low: float, high: float) -> float:
 
 # %% ../nbs/07_mini.ipynb #31a4abb9
 def noise_band(rng: np.random.Generator, n_samples: int, low_hz: float, high_hz: float) -> np.ndarray:
-    "Gaussian noise through a Butterworth band-pass that falls by 12 dB an octave on either side."
+    "Gaussian noise through a Butterworth band-pass that falls by 12 dB per octave on either side."
     sections = butter(2, [low_hz, high_hz], "bandpass", fs=SAMPLE_RATE, output="sos")
     return sosfilt(sections, rng.standard_normal(n_samples))
 
@@ -482,7 +481,7 @@ def plan_clips(config: MiniConfig) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        A row a clip in the order of `fname`; columns ``clip`` (the number, from 1), ``fname``, ``split``, ``label``, ``aso_id``,
+        One row per clip in the order of `fname`; columns ``clip`` (the number, from 1), ``fname``, ``split``, ``label``, ``aso_id``,
         ``manually_verified``, ``noisy_small`` (0 or 1), ``sounds`` (list of str, the true one first), ``noise_kind``, ``n_samples``.
         Durations are log-normal with a median of 1.6 s, held within 0.3 and 10 s.
     """
@@ -517,17 +516,6 @@ FSDnoisy18k.meta/mini_manifest.csv has what each clip really holds. Training doe
 def _describe(config: MiniConfig) -> dict:
     "What ``dataset.json`` says of a mini data set."
     return {"name": "mini", "synthetic": True, "about": "synthetic; not FSDnoisy18k", "version": MINI_VERSION, **asdict(config)}
-
-# %% ../nbs/07_mini.ipynb #d7232823
-def _read_description(root: str | Path) -> dict | None:
-    "Read the ``dataset.json`` of a data set, or return None where there is none; `DatasetError` if it is not a description."
-    path = Path(root) / "dataset.json"
-    if not path.is_file(): return None
-    try: description = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error: raise DatasetError(f"{path} is not JSON: {error}") from None
-    if not isinstance(description, dict) or not isinstance(description.get("name"), str):
-        raise DatasetError(f'{path} must hold an object with a "name", such as {{"name": "my-data", "synthetic": false}}.')
-    return description
 
 # %% ../nbs/07_mini.ipynb #f8842e33
 def _write_clip(root: Path, split: str, fname: str, sounds: list[str], n_samples: int, seed: list[int]) -> None:
@@ -564,7 +552,7 @@ def _write_set(root: Path, config: MiniConfig, n_jobs: int, every_s: float | Non
 def _made_before(dest: Path, config: MiniConfig) -> bool:
     "Whether `dest` is the complete mini data set of this configuration; False where there is nothing yet."
     if not dest.exists() or (dest.is_dir() and not any(dest.iterdir())): return False
-    if not dest.is_dir() or (found := _read_description(dest)) is None:
+    if not dest.is_dir() or (found := read_description(dest)) is None:
         raise DatasetError(f"{dest} is there already and is not a mini data set. It was left as it is: give another folder.")
     wanted = _describe(config)
     differs = [f"{key} {found.get(key)}, not {value}" for key, value in wanted.items() if found.get(key) != value]
@@ -632,83 +620,26 @@ def acl_mini(
     except (DatasetError, OSError) as error: raise SystemExit(f"acl_mini: {error}") from None
     print(f"The mini data set (synthetic, seed {seed}) is in {root}")
 
-# %% ../nbs/07_mini.ipynb #d81180eb
-class DatasetLocation(NamedTuple):
-    "A data set: its name, as it stands in paths and captions; its folder; whether its sounds are synthetic."
-    name: str
-    root: Path
-    synthetic: bool
-
-# %% ../nbs/07_mini.ipynb #70a04556
-def _check_name(name: str, what: str = "The data set's name") -> str:
-    "A name that is safe as a folder name, or a `DatasetError` that proposes one."
-    if name.casefold() in ("mini", "auto"):
-        raise DatasetError(f"{what} cannot be {name!r}, which is kept for {'the synthetic set' if name.casefold() == 'mini' else 'the choice by itself'}. "
-                           "Give another: -p dataset my-data")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        proposal = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "my-data"
-        raise DatasetError(f"{what}, {name!r}, cannot name a folder: use letters, digits, dot, dash and underscore only. Give another: -p dataset {proposal}")
-    return name
-
-# %% ../nbs/07_mini.ipynb #578c55ae
-def _name_of(root: Path, asked: str | None) -> str:
-    "The name of the data in `root`, given the name that was asked for (None: not asked)."
-    clips = load_clips(root)
-    genuine, description = is_fsdnoisy18k(clips), _read_description(root)
-    if description is not None:
-        name = description["name"]
-        if asked not in (None, name): raise DatasetError(f"{root} holds the data set {name!r} (its dataset.json says so), not {asked!r}. Leave the name out: -p dataset auto")
-    else: name = asked or ("FSDnoisy18k" if genuine else root.resolve().name)
-    if name.casefold() == "fsdnoisy18k" and not genuine:
-        if asked is None and description is None: return "FSDnoisy18k-partial"
-        counts = dataset_summary(clips).sum().rename({"all": "train"}).to_dict()
-        raise DatasetError(f"{root} is not FSDnoisy18k: it has {_counts_text(counts)} clips, FSDnoisy18k has {_counts_text(FSDNOISY18K_COUNTS)}. "
-                           "Give your data another name: -p dataset another-name")
-    if description is not None and description.get("synthetic") and name == "mini": return name
-    return _check_name(name, "The data set's name" if asked or description else "The folder's name")
-
-# %% ../nbs/07_mini.ipynb #389ab14b
-def _counts_text(counts: dict[str, int]) -> str:
-    "Numbers of clips in words: 17,585 train, 947 test, ..."
-    return ", ".join(f"{counts[part]:,} {part}" for part in FSDNOISY18K_COUNTS)
-
-# %% ../nbs/07_mini.ipynb #c088bdc9
-def locate_dataset(dataset: str = "auto", data_dir: str | Path | None = None) -> DatasetLocation:
-    """Decide which data set is used and under which name; make the mini data set if it is that one and not there yet.
+# %% ../nbs/07_mini.ipynb #e63e6a54
+def find_or_make_mini(root: str | Path) -> Path:
+    """Find a mini data set of this version in a folder, of any configuration, or make the default one there.
 
     Parameters
     ----------
-    dataset : str
-        "auto", "mini", "FSDnoisy18k", or a name of your own for the data in `data_dir`.
-    data_dir : str or Path, optional
-        The data set's folder. Without it: ``data/mini`` in the project for "mini"; otherwise the folder in the environment
-        variable ``ACL_DATA`` or ``data/FSDnoisy18k`` in the project; and for "auto" the mini data set where neither is there.
+    root : str or Path
+        The data set's folder.
 
     Returns
     -------
-    DatasetLocation
-        ``name``, ``root``, ``synthetic``. For "auto" with a folder, the name is that in the folder's ``dataset.json``, else
-        "FSDnoisy18k" if the numbers of clips are FSDnoisy18k's, else the folder's own name.
+    Path
+        The folder.
 
     Raises
     ------
     DatasetError
-        If there is no such folder, it is not in FSDnoisy18k's layout, or the name does not fit what it holds.
+        If the folder holds anything else.
     """
-    kept = {"auto": "auto", "mini": "mini", "fsdnoisy18k": "FSDnoisy18k"}
-    dataset = kept.get(dataset.casefold(), dataset)
-    if dataset not in kept.values(): _check_name(dataset)
-    root = None if dataset == "mini" else find_fsdnoisy18k(data_dir)
-    if root is None and dataset not in ("auto", "mini"):
-        how = "download it: acl_download --dest data/FSDnoisy18k" if dataset == "FSDnoisy18k" else f"say where it is: -p dataset {dataset} -p data_dir path/to/{dataset}"
-        raise DatasetError(f"The data set {dataset} was not found; {how}")
-    if root is None: return _locate_mini(Path(data_dir).expanduser() if data_dir else project_root() / "data" / "mini")
-    name = _name_of(root, None if dataset == "auto" else dataset)
-    return DatasetLocation(name, root, bool((_read_description(root) or {}).get("synthetic", False)))
-
-# %% ../nbs/07_mini.ipynb #e63e6a54
-def _locate_mini(root: Path) -> DatasetLocation:
-    "The mini data set in `root`: any of this version that is there, else the default one, made now."
-    found = _read_description(root) or {}
+    root = Path(root).expanduser()
+    found = read_description(root) or {}
     if (found.get("name"), found.get("version")) != ("mini", MINI_VERSION): make_mini(root)
-    return DatasetLocation(_name_of(root, "mini"), root, True)
+    return root

@@ -6,10 +6,10 @@
 __all__ = ['LONGEST_SUM', 'ENCODERS', 'PUBLISHED_WEIGHTS', 'NetworkOutput', 'pooled_size', 'number_of_sums', 'dealt_out',
            'ExactBatchNorm2d', 'PaperCNN', 'check_patches', 'folded', 'Encoder', 'count_parameters', 'ResidualBlock',
            'ResNet18', 'ConvBlock', 'VGGLike', 'CRNN', 'make_encoder', 'ProjectionHead', 'untrained_head', 'own_names',
-           'load_published_encoder', 'find_published_weights']
+           'load_published_encoder']
 
 # %% ../nbs/10_networks.ipynb #b8ea1a29
-import copy, hashlib, io, os, re
+import copy, re
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +22,8 @@ from torch.nn.functional import max_pool2d, relu
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 # %% ../nbs/10_networks.ipynb #928ddba2
-from .data import DatasetError, project_root
+from .console import DatasetError
+from .download import check_file, published_sums
 
 # %% ../nbs/10_networks.ipynb #76aa92db
 class NetworkOutput(NamedTuple):
@@ -414,10 +415,7 @@ def untrained_head(seed: int = 271828, *, n_classes: int = 20) -> ProjectionHead
         return ProjectionHead().eval()
 
 # %% ../nbs/10_networks.ipynb #ec633e25
-PUBLISHED_WEIGHTS = {  # file: encoder, SHA-256
-    "VGG_best.pth": ("vgg", "61fde9cd0b546fb8aab30cdc8327936acc349ec3f4e331b736fd9ec2e4cda9ba"),
-    "CRNN_best.pth": ("crnn", "3d99a7e11c946edb9c8c2a8cfcf5759244f406a0e40787150d380b901facddee"),
-}
+PUBLISHED_WEIGHTS = {"VGG_best.pth": "vgg", "CRNN_best.pth": "crnn"}  # file: encoder
 
 _OWN_NAMES = {  # the released name of a layer, as a pattern, and ours
     "vgg": ((r"conv(\d)\.bn\.", r"blocks.\1.norm."), (r"conv(\d)\.conv\.", r"blocks.\1.conv."), (r"dense1\.", "hidden."), (r"dense_out\.", "classifier.")),
@@ -456,19 +454,8 @@ def load_published_encoder(path: str | Path) -> Encoder:
     path = Path(path)
     if path.name not in PUBLISHED_WEIGHTS: raise DatasetError(f"{path.name} is none of the published weights: {', '.join(PUBLISHED_WEIGHTS)}")
     if not path.is_file(): raise DatasetError(f"no published weights at {path}; get them: acl_download --weights")
-    name, digest = PUBLISHED_WEIGHTS[path.name]
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != digest: raise DatasetError(f"{path} is not the published file (its SHA-256 differs): delete it and download it again")
+    check_file(path, published_sums("weights")[path.name])
+    name = PUBLISHED_WEIGHTS[path.name]
     encoder = make_encoder(name)
-    encoder.load_state_dict(own_names(name, torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)))
+    encoder.load_state_dict(own_names(name, torch.load(path, map_location="cpu", weights_only=True)))
     return encoder.eval()
-
-# %% ../nbs/10_networks.ipynb #681cbbc6
-def find_published_weights(weights_dir: str | Path | None = None) -> Path | None:
-    """The folder of the published weights: `weights_dir`, else the environment variable ``ACL_WEIGHTS``, else ``data/weights``
-    in the project or ``shared/weights`` beside it; None where there is none."""
-    if named := weights_dir or os.environ.get("ACL_WEIGHTS"):
-        if not Path(named).is_dir(): raise DatasetError(f"there is no folder of published weights at {named}")
-        return Path(named)
-    usual = (project_root()/"data"/"weights", project_root().parent/"shared"/"weights")
-    return next((folder for folder in usual if folder.is_dir()), None)

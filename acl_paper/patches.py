@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['SPLIT_CHOICES', 'training_patch_starts', 'test_patch_starts', 'Scaler', 'fit_scaler', 'Patches', 'SplitConfig',
            'check_whole_number', 'Split', 'make_split', 'ClipFrames', 'clip_frames', 'random_patches', 'InputScale',
-           'fit_input_scale', 'grid_patches', 'write_atomically']
+           'fit_input_scale', 'grid_patches']
 
 # %% ../nbs/09_patches.ipynb #d0dce879
-import math, os
+import math
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import NamedTuple
 
 # %% ../nbs/09_patches.ipynb #68a56c55
@@ -21,7 +20,8 @@ from torch import Tensor
 
 # %% ../nbs/09_patches.ipynb #8028761b
 from .losses import check_setting
-from .data import DatasetError, SUBSETS, class_names, split_clips
+from .console import DatasetError
+from .data import SUBSETS, class_names, split_clips
 from .features import FeatureStore
 
 # %% ../nbs/09_patches.ipynb #23686dde
@@ -300,10 +300,3 @@ def grid_patches(data: ClipFrames, scale: InputScale, *, patch_frames: int = 101
     starts = torch.from_numpy(np.concatenate(starts)).to(data.frames.device) + data.offsets.repeat_interleave(counts.to(data.frames.device))
     labels, clips = (values.repeat_interleave(counts.to(values.device)) for values in (data.labels, data.clips))
     return Patches(scale(data.frames), starts, labels, clips, patch_frames)
-
-# %% ../nbs/09_patches.ipynb #063ae540
-def write_atomically(path: Path, content: str | bytes) -> None:
-    "Write a file beside its final name, then rename it."
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(beside, path)

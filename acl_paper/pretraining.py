@@ -20,13 +20,16 @@ import torch
 from torch import Tensor
 
 # %% ../nbs/14_pretraining.ipynb #ceb5d146
-from .losses import AngularContrastiveLoss, InfoNCE, RELEASED_CONSTANT_OF_VIEWS, check_alpha, check_setting
-from .data import Progress, SUBSETS
+from .losses import (AngularContrastiveLoss, InfoNCE, RELEASED_CONSTANT_OF_VIEWS, check_alpha,
+                              check_setting)
+from .console import Progress, write_atomically
+from .data import SUBSETS
 from .features import FeatureConfig, SSL_FEATURES
-from .patches import ClipFrames, InputScale, Patches, fit_input_scale, grid_patches, write_atomically
+from .patches import ClipFrames, InputScale, Patches, fit_input_scale, grid_patches
 from .networks import Encoder, ProjectionHead, make_encoder
 from .augment import AugmentConfig, two_views
-from .evaluation import accuracy, choose_device, class_accuracy, clip_outputs, neighbour_predictions, tuned
+from .evaluation import (accuracy, choose_device, class_accuracy, clip_outputs,
+                                  neighbour_predictions, tuned)
 
 # %% ../nbs/14_pretraining.ipynb #842a5663
 def view_loss(config: "PretrainConfig") -> AngularContrastiveLoss:

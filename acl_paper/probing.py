@@ -17,7 +17,8 @@ from torch import nn
 
 # %% ../nbs/15_probing.ipynb #e271c9fe
 from .losses import check_setting
-from .data import Progress, select_subset, split_clips
+from .console import Progress
+from .data import select_subset, split_clips
 from .patches import ClipFrames, grid_patches, random_patches
 from .networks import Encoder
 from .evaluation import choose_device, clip_outputs, outputs_of, prediction_table, tuned

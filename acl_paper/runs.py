@@ -20,8 +20,9 @@ import safetensors.torch
 import torch
 
 # %% ../nbs/17_runs.ipynb #1e91a1b5
+from .console import write_atomically
 from .features import FeatureConfig
-from .patches import InputScale, Scaler, write_atomically
+from .patches import InputScale, Scaler
 from .networks import PaperCNN, ProjectionHead, make_encoder
 from .evaluation import accuracy, all_accuracies, macro_accuracy
 from .training import TrainConfig, TrainedModel

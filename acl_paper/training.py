@@ -18,7 +18,7 @@ from torch import Tensor
 # %% ../nbs/13_training.ipynb #3734a027
 from .losses import AngularContrastiveLoss, check_alpha, check_setting, pairwise_angles
 from .robust_losses import FIRST_LOSSES
-from .data import Progress
+from .console import Progress
 from .features import FeatureConfig
 from .patches import Patches, Scaler, Split, SplitConfig, check_whole_number
 from .networks import PaperCNN

@@ -21,9 +21,10 @@ from traitlets.config import Config
 
 # %% ../nbs/20_workflow.ipynb #ad7f12be
 import acl_paper
-from .data import SUBSETS, find_fsdnoisy18k, load_clips, project_root
+from .console import project_root
+from .data import SUBSETS, find_fsdnoisy18k, load_clips, locate_dataset
 from .features import FeatureConfig, feature_store, source_fingerprint
-from .mini import MINI_VERSION, MiniConfig, locate_dataset
+from .mini import MINI_VERSION, MiniConfig
 
 # %% ../nbs/20_workflow.ipynb #fd0c2a92
 def code_tree(source: str) -> list:
@@ -98,7 +99,7 @@ class TableData:
 
 
 def table_data(dataset: str = "auto", data_dir: str | Path | None = None) -> TableData:
-    "What `acl_paper.mini.locate_dataset` would find, without making the mini data set."
+    "What `acl_paper.data.locate_dataset` would find, without making the mini data set."
     wants_mini = dataset.casefold() == "mini" or (dataset.casefold() == "auto" and find_fsdnoisy18k(data_dir) is None)
     root = Path(data_dir).expanduser() if data_dir else project_root()/"data/mini"
     if wants_mini and not (root/"dataset.json").is_file(): return TableData("mini", _relative(root), True, _mini_source({"version": MINI_VERSION} | asdict(MiniConfig())))

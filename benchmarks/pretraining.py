@@ -15,9 +15,9 @@ from torch.nn.functional import cross_entropy, interpolate, max_pool2d, normaliz
 from torch.utils.flop_counter import FlopCounterMode
 
 from acl_paper.augment import crop_boxes
-from acl_paper.data import command
+from acl_paper.console import command, write_atomically
 from acl_paper.networks import ProjectionHead, ResNet18
-from acl_paper.patches import ClipFrames, InputScale, write_atomically
+from acl_paper.patches import ClipFrames, InputScale
 from acl_paper.pretraining import PretrainConfig, Pretraining, pretrain_epoch
 from acl_paper.runs import software_versions
 from acl_paper.evaluation import tuned

@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 
 import acl_paper
-from acl_paper.data import CLIP_TABLES, DatasetError, command, load_clips
+from acl_paper.console import DatasetError, command, write_atomically
+from acl_paper.data import CLIP_TABLES, load_clips
 from acl_paper.features import FeatureConfig, FeatureStore, assemble_store, open_feature_store, source_fingerprint, write_group
-from acl_paper.patches import write_atomically
 
 PARTS = ("clean", "noisy", "test")
 COLUMNS = ["label", "aso_id", "split", "manually_verified", "noisy_small", "duration_s"]

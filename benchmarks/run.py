@@ -9,10 +9,9 @@ import json
 import tempfile
 from pathlib import Path
 
-from acl_paper.data import command
+from acl_paper.console import command, write_atomically
 from acl_paper.evaluation import choose_device
 from acl_paper.runs import software_versions
-from acl_paper.patches import write_atomically
 from benchmarks.ladder import LADDER, prepare_steps
 from benchmarks.rehearsal import make_rehearsal
 from benchmarks.supervised import (

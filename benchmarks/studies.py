@@ -19,12 +19,12 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from acl_paper.data import command, load_clips
+from acl_paper.console import command, write_atomically
+from acl_paper.data import DatasetLocation, load_clips, locate_dataset
 from acl_paper.evaluation import accuracy, evaluate
 from acl_paper.features import feature_store, open_feature_store
-from acl_paper.mini import DatasetLocation, locate_dataset
 from acl_paper.training import TrainConfig, fit
-from acl_paper.patches import make_split, write_atomically
+from acl_paper.patches import make_split
 from benchmarks.rehearsal import make_rehearsal
 from benchmarks.supervised import package_training, some_patches
 from benchmarks.timing import cpu_seconds

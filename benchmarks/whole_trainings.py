@@ -18,11 +18,10 @@ import torch
 from fastcore.script import call_parse
 from torch import nn
 
-from acl_paper.data import load_clips
+from acl_paper.data import load_clips, locate_dataset
 from acl_paper.evaluation import clip_outputs
 from acl_paper.features import feature_store
 from acl_paper.losses import AngularContrastiveLoss
-from acl_paper.mini import locate_dataset
 from acl_paper.networks import ExactBatchNorm2d, PaperCNN
 from acl_paper.training import TrainConfig, fit, validation_losses
 from acl_paper.patches import make_split

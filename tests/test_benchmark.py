@@ -11,11 +11,11 @@ import pytest
 import torch
 from helpers import ROOT, run
 
-from acl_paper.data import DatasetError, SUBSETS, load_clips
+from acl_paper.console import DatasetError
+from acl_paper.data import SUBSETS, load_clips, locate_dataset
 from acl_paper.evaluation import evaluate
 from acl_paper.features import extract_features, open_feature_store
 from acl_paper.losses import AngularContrastiveLoss
-from acl_paper.mini import locate_dataset
 from acl_paper.networks import PaperCNN
 from acl_paper.training import TrainConfig, fit
 from acl_paper.patches import make_split

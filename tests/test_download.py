@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from acl_paper.data import (DatasetError, FSDNOISY18K_MD5, audio_path, download_files, download_fsdnoisy18k,
-                            load_clips, missing_audio)
+from acl_paper.console import DatasetError
+from acl_paper.data import audio_path, load_clips, missing_audio
+from acl_paper.download import FSDNOISY18K_MD5, download_files, download_fsdnoisy18k
 
 CHUNK = 65536  # the downloader writes whole chunks of this size
 
@@ -175,7 +176,7 @@ def test_wrong_checksum(server, files, tmp_path):
 
 def test_interrupted_then_resumed_by_a_second_call(server, files, tmp_path):
     server.cut_after = {TRAIN: 3 * CHUNK}
-    with pytest.raises(DatasetError, match="the same command goes on"):
+    with pytest.raises(DatasetError, match="the same command resumes"):
         download_fsdnoisy18k(tmp_path / "set", base_url=server.url, md5s=sums(files), retries=0)
     assert names(tmp_path / "set") == sorted([*(f for f in FOLDERS if f != "FSDnoisy18k.audio_train"), TRAIN + ".part"])
     assert (tmp_path / "set" / f"{TRAIN}.part").read_bytes() == files[TRAIN][: 3 * CHUNK]

@@ -11,8 +11,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from acl_paper.data import dataset_summary, load_clips, missing_audio
-from acl_paper.mini import MINI_VERSION, locate_dataset
+from acl_paper.data import dataset_summary, load_clips, locate_dataset, missing_audio
+from acl_paper.mini import MINI_VERSION
 
 COMMAND = Path(sys.executable).with_name("acl_mini")
 

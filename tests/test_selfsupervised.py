@@ -18,7 +18,8 @@ import torch
 from helpers import REAL_MINI, REFERENCE, ROOT, SHARED, command, environment, run
 from nbformat import read
 
-from acl_paper.data import DatasetError, download_files, published_sums
+from acl_paper.console import DatasetError
+from acl_paper.download import download_files, published_sums
 from acl_paper.networks import PUBLISHED_WEIGHTS, load_published_encoder, untrained_head
 from acl_paper.mini import make_mini
 
@@ -162,7 +163,7 @@ needs_weights = pytest.mark.skipif(not (SHARED / "weights").is_dir(), reason="th
 @pytest.mark.parametrize("file", PUBLISHED_WEIGHTS)
 @pytest.mark.parametrize("kind", ["", "_scaled", "_real"])
 def test_published_weights_give_the_released_codes_outputs(file, kind):
-    golden = np.load(REFERENCE / f"golden_{PUBLISHED_WEIGHTS[file][0]}.npz")
+    golden = np.load(REFERENCE / f"golden_{PUBLISHED_WEIGHTS[file]}.npz")
     encoder, patches = load_published_encoder(SHARED / "weights" / file), torch.tensor(golden[f"input{kind}"])
     with torch.inference_mode():
         single, double = encoder(patches), encoder.double()(patches.double())
