@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'view_loss', 'PretrainConfig', 'preset_config', 'Pretraining', 'pretrain_epoch', 'embed_patches', 'watch',
-           'save_checkpoint', 'load_checkpoint', 'Pretrained', 'fit', 'untrained', 'neighbour_accuracy',
-           'clip_embeddings']
+           'Pretrained', 'fit', 'untrained', 'neighbour_accuracy', 'clip_embeddings']
 
 # %% ../nbs/14_pretraining.ipynb #4067a246
-import copy, io, json, math, time
+import copy, hashlib, json, math, time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,14 +21,15 @@ from torch import Tensor
 # %% ../nbs/14_pretraining.ipynb #ceb5d146
 from .losses import (AngularContrastiveLoss, InfoNCE, RELEASED_CONSTANT_OF_VIEWS, check_alpha,
                               check_setting)
-from .console import Progress, write_atomically
+from .console import Progress
 from .data import SUBSETS
 from .features import FeatureConfig, SSL_FEATURES
 from .patches import ClipFrames, InputScale, Patches, fit_input_scale, grid_patches
 from .networks import Encoder, ProjectionHead, make_encoder
 from .augment import AugmentConfig, two_views
-from .evaluation import (accuracy, choose_device, class_accuracy, clip_outputs,
+from .evaluation import (accuracy, choose_device, clip_outputs, macro_accuracy,
                                   neighbour_predictions, tuned)
+from .training import Checkpoint, package_digest
 
 # %% ../nbs/14_pretraining.ipynb #842a5663
 def view_loss(config: "PretrainConfig") -> AngularContrastiveLoss:
@@ -104,9 +104,16 @@ class Pretraining:
 
     Parameters
     ----------
-    n_classes : of the encoder's classifier, which pre-training leaves alone.
+    config : PretrainConfig
+    scale : InputScale
+        What inputs are standardised with.
+    n_classes : int
+        Of the encoder's classifier, which pre-training leaves alone.
+    device : torch.device
+    clips : Tensor, optional
+        Numbers of the clips that are trained on: a checkpoint of others is refused.
     """
-    def __init__(self, config: PretrainConfig, scale: InputScale, n_classes: int, device: torch.device):
+    def __init__(self, config: PretrainConfig, scale: InputScale, n_classes: int, device: torch.device, clips: Tensor | None = None):
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(config.seed)
             encoder = make_encoder(config.encoder, n_classes, width=config.width)
@@ -117,6 +124,26 @@ class Pretraining:
         self.schedule = torch.optim.lr_scheduler.MultiStepLR(self.optimiser, [round(share * config.epochs) for share in config.milestones])
         self.order, self.chance = torch.Generator().manual_seed(config.seed), torch.Generator(device).manual_seed(config.seed)
         self.history, self.best = [], None
+        self.clips = torch.zeros(0) if clips is None else clips
+
+    @property
+    def identity(self) -> dict:
+        "What a checkpoint must agree in, as JSON has it."
+        return {"settings": json.loads(json.dumps(asdict(self.config))), "data": _clips_digest(self.clips, self.scale), "code": package_digest(),
+                "device": self.device.type}
+
+    def state(self) -> dict:
+        "Everything that is needed to resume."
+        return {name: part.state_dict() for name, part in _stateful(self).items()} | {
+            "order": self.order.get_state(), "chance": self.chance.get_state(), "history": self.history, "best": self.best}
+
+    def resume(self, state: dict) -> None:
+        "Be where the run was whose `state` this is."
+        for name, part in _stateful(self).items():
+            part.load_state_dict(state[name])
+        self.order.set_state(state["order"].cpu())
+        self.chance.set_state(state["chance"].cpu())
+        self.history, self.best = state["history"], state["best"]
 
     def networks(self, patches: Tensor) -> tuple[Tensor, Tensor]:
         "z and h, float32, of standardised patches (B, T, F)."
@@ -159,40 +186,17 @@ def embed_patches(run: Pretraining, patches: Patches, *, batch_size: int = 256) 
 def watch(run: Pretraining, patches: Patches, classes: list[str]) -> dict[str, float]:
     "Clip and macro accuracy by nearest neighbours on z."
     table = neighbour_predictions(embed_patches(run, patches)[0], patches, classes, n_neighbours=run.config.n_neighbours)
-    return {"knn_accuracy": accuracy(table).value, "knn_macro_accuracy": float(class_accuracy(table).mean())}
+    return {"validation_accuracy": accuracy(table).value, "validation_macro_accuracy": macro_accuracy(table)}
 
 # %% ../nbs/14_pretraining.ipynb #f26aa293
 def _stateful(run):
     return dict(encoder=run.encoder, head=run.head, optimiser=run.optimiser, schedule=run.schedule)
 
-# %% ../nbs/14_pretraining.ipynb #e2b70009
-def save_checkpoint(path: str | Path, run: Pretraining, data: ClipFrames) -> None:
-    "Write everything needed to go on with a run."
-    state = {name: part.state_dict() for name, part in _stateful(run).items()}
-    state |= {"order": run.order.get_state(), "chance": run.chance.get_state(), "device": run.device.type, "history": run.history, "best": run.best,
-              "config": json.loads(json.dumps(asdict(run.config))), "clips": data.clips.cpu(), "scale": list(run.scale)}
-    content = io.BytesIO()
-    torch.save(state, content)
-    write_atomically(Path(path), content.getvalue())
 
-# %% ../nbs/14_pretraining.ipynb #e2b7000a
-def load_checkpoint(path: str | Path, run: Pretraining, data: ClipFrames) -> None:
-    """Bring a new run to where a checkpoint left it.
-
-    Raises
-    ------
-    ValueError
-        when the checkpoint is of another configuration, other clips or another kind of device.
-    """
-    state = torch.load(path, map_location=run.device, weights_only=True)
-    wanted = json.loads(json.dumps(asdict(run.config)))
-    different = [f"{name}: {state['config'].get(name)!r}, now {value!r}" for name, value in wanted.items() if state["config"].get(name) != value]
-    if not torch.equal(state["clips"].cpu(), data.clips.cpu()) or state["scale"] != list(run.scale): different.append("other clips or features")
-    if state["device"] != run.device.type: different.append(f"device: {state['device']}, now {run.device.type}")
-    if different: raise ValueError(f"{path} belongs to another run ({'; '.join(different)}). Go on with those settings, or remove it to start anew.")
-    for name, part in _stateful(run).items(): part.load_state_dict(state[name])
-    run.order.set_state(state["order"].cpu()), run.chance.set_state(state["chance"].cpu())
-    run.history, run.best = state["history"], state["best"]
+def _clips_digest(clips, scale):
+    "Sixteen hexadecimal digits of which clips are trained on, and of the mean and deviation of their frames."
+    values = clips.cpu().numpy().tobytes() + json.dumps(list(scale)).encode()
+    return hashlib.sha256(values).hexdigest()[:16]
 
 # %% ../nbs/14_pretraining.ipynb #20e4911b
 @dataclass
@@ -204,7 +208,7 @@ class Pretrained:
     encoder, head : in evaluation mode, on the CPU, with the kept weights.
     scale : what inputs are standardised with.
     config, features, classes : as they were trained with.
-    history : DataFrame with a row an epoch: epoch, learning_rate, loss, info_nce, angular, knn_accuracy, knn_macro_accuracy, seconds.
+    history : DataFrame with one row per epoch: epoch, learning_rate, train_loss, train_first (InfoNCE), train_angular, validation_accuracy and validation_macro_accuracy (by neighbours), seconds.
     best_epoch : the epoch (from 1) the kept weights come from; 0 for weights that were never trained.
     """
     encoder: Encoder
@@ -218,15 +222,15 @@ class Pretrained:
 
 # %% ../nbs/14_pretraining.ipynb #e0daed03
 def fit(train: ClipFrames, validation: ClipFrames, config: PretrainConfig = PretrainConfig(), *, classes: list[str], features: FeatureConfig = SSL_FEATURES,
-             checkpoint: str | Path | None = None, checkpoint_every_s: float = 30.0, device: str = "auto", report_every_s: float | None = 2.0) -> Pretrained:
-    """Pre-train an encoder, or go on where an earlier call stopped.
+        checkpoint: str | Path | None = None, checkpoint_every_s: float = 30.0, device: str = "auto", report_every_s: float | None = 2.0) -> Pretrained:
+    """Pre-train an encoder, or resume where an earlier call stopped.
 
     Parameters
     ----------
     train : clips to learn from; their labels are not used.
     validation : labelled clips whose neighbours are watched.
     classes, features : class names by label, and the configuration the frames were made with; both are kept with the encoder.
-    checkpoint : file to write every `checkpoint_every_s` seconds, and to go on from where it exists; its folder is made.
+    checkpoint : file to write every `checkpoint_every_s` seconds, and to resume from where it exists; its folder is made.
     device : "auto", "cpu", "cuda" ...
     report_every_s : seconds between lines of progress; None for silence.
 
@@ -236,14 +240,15 @@ def fit(train: ClipFrames, validation: ClipFrames, config: PretrainConfig = Pret
     ValueError : when fewer than two clips are given, or the checkpoint is of another run.
     """
     _check_clips(train, validation, config)
-    run = Pretraining(config, fit_input_scale(train, released=config.released), len(classes), choose_device(device))
-    if checkpoint and Path(checkpoint).exists(): load_checkpoint(checkpoint, run, train)
+    run = Pretraining(config, fit_input_scale(train, released=config.released), len(classes), choose_device(device), train.clips)
+    saved = Checkpoint(checkpoint, run, every_s=checkpoint_every_s)
+    saved.load()
     patches = grid_patches(validation.to(run.device), run.scale, patch_frames=config.patch_frames, patch_hop=config.patch_hop)
-    save, train = _saver(checkpoint, checkpoint_every_s, run, train), train.to(run.device)
+    train = train.to(run.device)
     with tuned(config.precision), Progress(config.epochs, "epochs", "pre-training", done=len(run.history), every_s=report_every_s) as progress:
         for epoch in range(len(run.history) + 1, config.epochs + 1):
             _run_epoch(run, train, patches, classes, epoch)
-            save(epoch == config.epochs)
+            saved.save(at_once=epoch == config.epochs)
             progress.advance(1, _note(run))
     return _finish(run, features, classes)
 
@@ -257,33 +262,20 @@ def _check_clips(train, validation, config):
 def _run_epoch(run, train, patches, classes, epoch):
     start, config = time.perf_counter(), run.config
     row = {"epoch": epoch, "learning_rate": run.optimiser.param_groups[0]["lr"]}
-    row |= dict(zip(("loss", "info_nce", "angular"), pretrain_epoch(run, train).tolist()))
-    if not math.isfinite(row["loss"]): raise FloatingPointError(f"pre-training diverged in epoch {epoch}: the loss is not finite; try a smaller learning_rate")
+    row |= dict(zip(("train_loss", "train_first", "train_angular"), pretrain_epoch(run, train).tolist()))
+    if not math.isfinite(row["train_loss"]): raise FloatingPointError(f"pre-training diverged in epoch {epoch}: the loss is not finite; try a smaller learning_rate")
     seen = epoch % config.evaluate_every == 0 or epoch == config.epochs
-    row |= watch(run, patches, classes) if seen else dict(knn_accuracy=math.nan, knn_macro_accuracy=math.nan)
+    row |= watch(run, patches, classes) if seen else dict(validation_accuracy=math.nan, validation_macro_accuracy=math.nan)
     run.history.append(row | {"seconds": time.perf_counter() - start})
-    score = row["knn_macro_accuracy"] if config.keep == "best" else epoch
+    score = row["validation_macro_accuracy"] if config.keep == "best" else epoch
     if seen and (run.best is None or score > run.best["score"]):
         run.best = {"score": score, "epoch": epoch, **{name: copy.deepcopy(getattr(run, name).state_dict()) for name in ("encoder", "head")}}
-
-# %% ../nbs/14_pretraining.ipynb #e2b7000d
-def _saver(checkpoint, every_s, run, train):
-    "A function that writes the checkpoint when it is time for it."
-    if checkpoint is None: return lambda last: None
-    Path(checkpoint).parent.mkdir(parents=True, exist_ok=True)
-    saved = time.monotonic()
-    def save(last):
-        nonlocal saved
-        if not last and time.monotonic() - saved < every_s: return
-        save_checkpoint(checkpoint, run, train)
-        saved = time.monotonic()
-    return save
 
 # %% ../nbs/14_pretraining.ipynb #e2b7000f
 def _note(run):
     row = run.history[-1]
-    seen = [r["knn_accuracy"] for r in run.history if not math.isnan(r["knn_accuracy"])]
-    return f"loss {row['loss']:.3f}  InfoNCE {row['info_nce']:.3f}" + (f"  neighbours {seen[-1]:.3f}" if seen else "")
+    seen = [r["validation_accuracy"] for r in run.history if not math.isnan(r["validation_accuracy"])]
+    return f"loss {row['train_loss']:.3f}  InfoNCE {row['train_first']:.3f}" + (f"  neighbours {seen[-1]:.3f}" if seen else "")
 
 
 def _finish(run, features, classes):

@@ -110,7 +110,7 @@ class Probe:
     ----------
     encoder : in evaluation mode, on the CPU; calling it gives logits and embedding.
     pretrained : what it started from.
-    history : DataFrame with a row an epoch: epoch, learning_rate, loss, validation_accuracy, validation_macro_accuracy.
+    history : DataFrame with one row per epoch: epoch, learning_rate, train_loss, validation_accuracy, validation_macro_accuracy.
     best_epoch : the epoch (from 1) the kept weights come from.
     """
     encoder: Encoder
@@ -151,14 +151,14 @@ def _fit_probe(encoder, source, labels, config, report_every_s):
     history, highest, best_epoch, weights = [], -1.0, 0, None
     with Progress(config.epochs, "epochs", config.task, every_s=report_every_s) as progress:
         for epoch in range(1, config.epochs + 1):
-            row = {"epoch": epoch, "learning_rate": optimiser.param_groups[0]["lr"], "loss": _probe_epoch(source, labels, optimiser, config, order, chance)}
+            row = {"epoch": epoch, "learning_rate": optimiser.param_groups[0]["lr"], "train_loss": _probe_epoch(source, labels, optimiser, config, order, chance)}
             schedule.step()
             row["validation_accuracy"], row["validation_macro_accuracy"] = _scores(*source.validation_logits(), source.validation)
             history.append(row)
-            if not math.isfinite(row["loss"]): raise FloatingPointError(f"training diverged in epoch {epoch}: the loss is not finite; try a smaller learning_rate")
+            if not math.isfinite(row["train_loss"]): raise FloatingPointError(f"training diverged in epoch {epoch}: the loss is not finite; try a smaller learning_rate")
             if row["validation_macro_accuracy"] > highest:
                 highest, best_epoch, weights = row["validation_macro_accuracy"], epoch, copy.deepcopy(encoder.state_dict())
-            progress.advance(1, f"loss {row['loss']:.3f}  validation {row['validation_accuracy']:.3f}")
+            progress.advance(1, f"loss {row['train_loss']:.3f}  validation {row['validation_accuracy']:.3f}")
     return pd.DataFrame(history), best_epoch, weights
 
 # %% ../nbs/15_probing.ipynb #e2b7001b

@@ -26,7 +26,7 @@ from sklearn.metrics import confusion_matrix
 # %% ../nbs/18_results.ipynb #c11a6494
 from .data import SUBSETS
 from .evaluation import class_accuracy, holm, mcnemar, paired_difference, wilson
-from .runs import load_predictions
+from .runs import load_predictions, read_config
 
 # %% ../nbs/18_results.ipynb #2317376a
 COMPARABLE = "FSDnoisy18k"  # the only data set whose accuracies may be set against the published ones
@@ -84,7 +84,7 @@ def find_dataset_with_runs(runs_dir: str | Path, pattern: str = SUPERVISED_RUNS)
 
 
 def _read_run(folder):
-    config, metrics = (json.loads((folder/name).read_text()) for name in ("config.json", "metrics.json"))
+    config, metrics = read_config(folder), json.loads((folder/"metrics.json").read_text())
     training = config["training"]
     return {"subset": training["subset"], "alpha": training["alpha"], "seed": training["seed"], "folder": folder,
             "synthetic": config.get("dataset", {}).get("synthetic", False), "config": config} | metrics
@@ -356,12 +356,12 @@ def plot_history(history: pd.DataFrame, axes) -> None:
 def plot_pretraining(history: pd.DataFrame, axes) -> None:
     "Draw the total loss, its two parts, and the accuracy by neighbours on three matplotlib axes."
     losses, parts, neighbours = axes
-    losses.plot(history.epoch, history.loss, "k")
-    parts.plot(history.epoch, history.info_nce, "C0", label="InfoNCE on z")
-    parts.plot(history.epoch, history.angular, "C1", label="angular on h")
-    seen = history.dropna(subset="knn_accuracy")
-    neighbours.plot(seen.epoch, 100 * seen.knn_accuracy, "C2.-", label="clips")
-    neighbours.plot(seen.epoch, 100 * seen.knn_macro_accuracy, "C3.--", label="mean of classes")
+    losses.plot(history.epoch, history.train_loss, "k")
+    parts.plot(history.epoch, history.train_first, "C0", label="InfoNCE on z")
+    parts.plot(history.epoch, history.train_angular, "C1", label="angular on h")
+    seen = history.dropna(subset="validation_accuracy")
+    neighbours.plot(seen.epoch, 100 * seen.validation_accuracy, "C2.-", label="clips")
+    neighbours.plot(seen.epoch, 100 * seen.validation_macro_accuracy, "C3.--", label="mean of classes")
     for ax, label in zip(axes, ("total loss", "parts of the loss", "accuracy by neighbours (%)")): ax.set(xlabel="epoch", ylabel=label)
     for ax in (parts, neighbours): ax.legend()
 

@@ -64,10 +64,10 @@ def test_pretraining_leaves_a_run_folder(pretrained):
     assert effective == dict(alpha=0.4, temperature=0.1, seed=5, epochs=2, width=8, batch_size=16, encoder="resnet18", reduction="released")
     assert config["dataset"]["synthetic"] is True
     history = pd.read_csv(folder / "history.csv")
-    assert list(history.epoch) == [1, 2] and np.isfinite(history[["loss", "info_nce", "angular"]]).all(axis=None)
-    np.testing.assert_allclose(history.loss, 0.4 * history.info_nce + 0.6 * history.angular, rtol=1e-5)
+    assert list(history.epoch) == [1, 2] and np.isfinite(history[["train_loss", "train_first", "train_angular"]]).all(axis=None)
+    np.testing.assert_allclose(history.train_loss, 0.4 * history.train_first + 0.6 * history.train_angular, rtol=1e-5)
     assert 0 <= json.loads((folder / "metrics.json").read_text())["knn_accuracy"] <= 1
-    assert {"checkpoint.pt", "encoder.safetensors", "learning_curves.svg", "neighbours.png"} <= {path.name for path in folder.iterdir()}
+    assert {"checkpoint.pt", "model.safetensors", "learning_curves.svg", "neighbours.png"} <= {path.name for path in folder.iterdir()}
     assert not list(folder.glob(".*part*"))
     shown = outputs(base / "pretrain.ipynb")
     assert "not FSDnoisy18k" in shown and "epochs" in shown
@@ -108,7 +108,7 @@ def test_the_same_command_again_goes_on_and_changes_nothing(pretrained, mini, tm
     done = papermill("pretrain", tmp_path / "out.ipynb", "-p", "alpha", 0.4, "-p", "temperature", 0.1, "-p", "seed", 5, "-r", "dataset", "mini", *TINY,
                      "-r", "data_dir", mini, "-r", "features_dir", base / "features", "-r", "runs_dir", tmp_path / "runs")
     assert done.returncode == 0, done.stderr[-3000:]
-    assert (again / "encoder.safetensors").read_bytes() == (folder / "encoder.safetensors").read_bytes()
+    assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
     assert (again / "history.csv").read_text() == (folder / "history.csv").read_text()  # seconds too: no epoch was run again
 
 
@@ -146,8 +146,8 @@ def test_killed_and_resumed_is_as_not_killed(tmp_path, settings):
         assert seen and not (killed / "metrics.json").exists()
     resumed = run([sys.executable, "-c", PROGRAM, killed, settings])
     assert resumed.returncode == 0 and "1/12" not in resumed.stdout.split()
-    assert (killed / "encoder.safetensors").read_bytes() == (whole / "encoder.safetensors").read_bytes()
-    columns = ["epoch", "learning_rate", "loss", "info_nce", "angular", "knn_accuracy"]
+    assert (killed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    columns = ["epoch", "learning_rate", "train_loss", "train_first", "train_angular", "validation_accuracy"]
     pd.testing.assert_frame_equal(pd.read_csv(killed / "history.csv")[columns], pd.read_csv(whole / "history.csv")[columns], check_exact=True)
     states = [torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (whole, killed)]
     for part in ("encoder", "head"):
