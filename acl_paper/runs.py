@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['FIRST_EDITION', 'FIRST_EDITION_COLUMNS', 'FIRST_EDITION_VALUES', 'SETTINGS', 'check_parameters', 'run_folder',
            'pretrain_folder', 'probe_folder', 'software_versions', 'with_current_names', 'read_config', 'save_training',
-           'load_trained', 'save_evaluation', 'load_predictions', 'save_pretrained', 'load_pretrained', 'save_probe']
+           'load_trained', 'save_evaluation', 'load_predictions', 'save_pretrained', 'load_pretrained', 'save_probe',
+           'load_probe', 'load_run']
 
 # %% ../nbs/17_runs.ipynb #e46e5171
 import ast, json, platform
@@ -105,7 +106,8 @@ def read_config(folder: str | Path) -> dict:
         if section not in config: continue
         known = {f.name for f in fields(kind)}
         settings = {name: value for name, value in with_current_names(config[section]).items() if name in known}
-        config[section] = json.loads(json.dumps(asdict(kind(**settings))))
+        others = {name: value for name, value in config[section].items() if name == "best_epoch"}
+        config[section] = json.loads(json.dumps(asdict(kind(**settings)))) | others
     return config
 
 # %% ../nbs/17_runs.ipynb #4d8f75cb
@@ -243,3 +245,46 @@ def save_probe(folder: str | Path, probe: Probe, predictions: pd.DataFrame, *, a
     metrics = all_accuracies(predictions) | {"best_epoch": probe.best_epoch, "epochs": len(probe.history), "pretrained_epochs": before.best_epoch}
     write_atomically(folder/"metrics.json", json.dumps(metrics, indent=1))
     return metrics
+
+# %% ../nbs/17_runs.ipynb #3be30d16
+def load_probe(folder: str | Path) -> Probe:
+    """The encoder and classifier of a probe's run folder, ready to use.
+
+    Raises
+    ------
+    FileNotFoundError
+        when the folder is not a finished probe, naming what it lacks.
+    """
+    folder = Path(folder)
+    for name in ("config.json", "history.csv", "model.safetensors"):
+        if not (folder/name).is_file(): raise FileNotFoundError(f"{folder} is not a finished probe: it has no {name}")
+    stored = read_config(folder)
+    best_epoch = stored["pretraining"].pop("best_epoch", None)
+    before = PretrainConfig(**stored["pretraining"])
+    encoder = make_encoder(before.encoder, len(stored["classes"]), width=before.width)
+    encoder.load_state_dict(safetensors.torch.load_file(folder/"model.safetensors"))
+    history = pd.read_csv(folder/"history.csv").rename(columns=FIRST_EDITION_COLUMNS)
+    pretrained = Pretrained(encoder.eval(), None, InputScale(*stored["scale"]), before, FeatureConfig(**stored["features"]), stored["classes"], pd.DataFrame(), best_epoch or 0)
+    return Probe(encoder, pretrained, ProbeConfig(**stored["probe"]), history, int(history.epoch[history.validation_macro_accuracy.idxmax()]))
+
+
+def load_run(folder: str | Path, *, network: Callable | None = None) -> TrainedModel | Pretrained | Probe:
+    """A run of any kind and any version, ready to use.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Of a training, a pre-training or a probe.
+    network : callable, optional
+        See `load_trained`.
+
+    Raises
+    ------
+    FileNotFoundError
+        when the folder is not a finished run.
+    """
+    folder = Path(folder)
+    if not (folder/"config.json").is_file(): raise FileNotFoundError(f"{folder} is not a run folder: it has no config.json")
+    config = read_config(folder)
+    if "probe" in config: return load_probe(folder)
+    return load_pretrained(folder) if "pretraining" in config else load_trained(folder, network=network)

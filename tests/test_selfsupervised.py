@@ -116,8 +116,7 @@ PROGRAM = textwrap.dedent("""
     import sys
     import torch
     from acl_paper.patches import ClipFrames
-    from acl_paper.pretraining import PretrainConfig
-    from acl_paper.pretraining import fit
+    from acl_paper.pretraining import PretrainConfig, fit
     from acl_paper.runs import save_pretrained
     from acl_paper.features import FeatureConfig
     generator = torch.Generator().manual_seed(0)
@@ -149,7 +148,7 @@ def test_killed_and_resumed_is_as_not_killed(tmp_path, settings):
     assert (killed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     columns = ["epoch", "learning_rate", "train_loss", "train_first", "train_angular", "validation_accuracy"]
     pd.testing.assert_frame_equal(pd.read_csv(killed / "history.csv")[columns], pd.read_csv(whole / "history.csv")[columns], check_exact=True)
-    states = [torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (whole, killed)]
+    states = [torch.load(folder / "checkpoint.pt", weights_only=True)["state"] for folder in (whole, killed)]
     for part in ("encoder", "head"):
         for (name, a), b in zip(states[0][part].items(), states[1][part].values()):
             assert torch.equal(a, b), f"{part} {name}"

@@ -1,0 +1,148 @@
+"""Run folders: those of the first edition, networks of one's own, and trainings that are killed."""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import safetensors.torch
+import torch
+from helpers import ROOT, command, environment, make_data_set, run
+
+from acl_paper.pretraining import PretrainConfig
+from acl_paper.probing import ProbeConfig
+from acl_paper.results import collect_runs
+from acl_paper.runs import load_run, load_trained
+from acl_paper.training import TrainConfig
+from acl_paper.workflow import differences
+
+FIRST_EDITION = Path(__file__).parent / "first_edition"  # one run of each kind, made by version 0.1.0
+
+
+def test_a_training_of_the_first_edition():
+    run_of_then = load_run(FIRST_EDITION / "training")
+    assert run_of_then.config == TrainConfig(alpha=0.5, subset="noisy_small", epochs=2)
+    stored = safetensors.torch.load_file(FIRST_EDITION / "training" / "model.safetensors")
+    assert all(torch.equal(value, stored[f"model.{name}"]) for name, value in run_of_then.model.state_dict().items())
+    assert run_of_then.model(torch.zeros(2, 1, 100, 96)).logits.shape == (2, 20)
+
+
+def test_a_pretraining_of_the_first_edition():
+    run_of_then = load_run(FIRST_EDITION / "pretraining")
+    assert run_of_then.config == PretrainConfig(alpha=0.3, width=8, epochs=2, batch_size=64, n_neighbours=20, evaluate_every=5)
+    assert {"train_loss", "train_first", "train_angular", "validation_accuracy"} <= set(run_of_then.history)
+    assert run_of_then.head(run_of_then.encoder(torch.zeros(2, 1, 101, 96)).embedding).shape == (2, 512)
+
+
+def test_a_probe_of_the_first_edition():
+    run_of_then = load_run(FIRST_EDITION / "probe")
+    assert run_of_then.config == ProbeConfig(epochs=3)
+    assert run_of_then.pretrained.config.width == 8 and run_of_then.best_epoch in (1, 2, 3)
+    assert run_of_then.encoder(torch.zeros(2, 1, 101, 96)).logits.shape == (2, 20)
+
+
+def test_runs_of_the_first_edition_count_as_finished(tmp_path):
+    folder = shutil.copytree(FIRST_EDITION / "training", tmp_path / "mini" / "noisy_small" / "alpha=0.5" / "seed=0")
+    assert collect_runs(tmp_path, "mini").folder.tolist() == [folder]
+    assert differences(folder, {"training": {"alpha": 0.5, "subset": "noisy_small", "seed": 0, "epochs": 2}}) == []
+    assert differences(folder, {"training": {"epochs": 40}}) == ["epochs was 2, is 40"]
+    assert differences(FIRST_EDITION / "pretraining", {"pretraining": {"alpha": 0.3, "temperature": 0.2, "epochs": 2}}) == []
+
+
+PROGRAM = textwrap.dedent("""
+    import sys
+    import numpy as np
+    import torch
+    from acl_paper.patches import Patches, Scaler, Split
+    from acl_paper.runs import save_training
+    from acl_paper.training import TrainConfig, fit
+    generator = torch.Generator().manual_seed(0)
+    def patches(n):
+        return Patches(torch.randn(100 * n, 96, generator=generator), 100 * torch.arange(n), torch.arange(n) % 3, torch.arange(n))
+    split = Split(patches(96), patches(12), patches(6), Scaler(np.zeros(96), np.ones(96)), list("abc"))
+    trained = fit(split, TrainConfig(epochs=4, batch_size=8), device="cpu", checkpoint=sys.argv[1] + "/checkpoint.pt", checkpoint_every_s=0, report_every_s=0)
+    save_training(sys.argv[1], trained)
+""")
+
+
+def test_killed_in_the_middle_of_an_epoch_and_resumed_is_as_not_killed(tmp_path):
+    """SIGKILL between two steps, twice; the weights and the history are those of a training that was left alone."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert run([sys.executable, "-c", PROGRAM, whole]).returncode == 0
+    for line_seen in ("1/4", "3/4"):
+        process = subprocess.Popen([sys.executable, "-c", PROGRAM, killed], env=environment(), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        assert next((line for line in process.stdout if line_seen in line), None)
+        stopped_at = wait_for_steps(killed / "checkpoint.pt", process)
+        assert stopped_at["state"]["n_done"] > 0 and not (killed / "model.safetensors").exists()
+    resumed = run([sys.executable, "-c", PROGRAM, killed])
+    assert resumed.returncode == 0 and "1/4" not in resumed.stdout.split()
+    assert (killed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    histories = [pd.read_csv(folder / "history.csv").drop(columns="seconds") for folder in (whole, killed)]
+    pd.testing.assert_frame_equal(*histories, check_exact=True)
+
+
+def wait_for_steps(checkpoint, process):
+    """Kill the process once a checkpoint lies between two steps of an epoch; that checkpoint."""
+    for _ in range(200):
+        time.sleep(0.02)
+        process.send_signal(signal.SIGSTOP)
+        stored = torch.load(checkpoint, weights_only=True)
+        if stored["state"]["n_done"] > 0:
+            break
+        process.send_signal(signal.SIGCONT)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    return stored
+
+
+MY_NETS = textwrap.dedent("""
+    import torch
+
+    class Tiny(torch.nn.Module):
+        def __init__(self, n_classes, patch_shape):
+            super().__init__()
+            self.classifier = torch.nn.Linear(patch_shape[1], n_classes)
+
+        def forward(self, patches):
+            embedding = patches.mean(dim=(1, 2))
+            return self.classifier(embedding), embedding
+
+    def focal(logits, labels, gamma=2.0):
+        log_p = logits.log_softmax(1).gather(1, labels[:, None])[:, 0]
+        return (-(1 - log_p.exp())**gamma * log_p).mean()
+""")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_data_set(tmp_path_factory.mktemp("data") / "set", 24, 2.2)
+
+
+def test_a_network_and_a_loss_of_ones_own_through_papermill(data, tmp_path):
+    (tmp_path / "my_nets.py").write_text(MY_NETS)
+    done = run([*command("papermill", ROOT / "nbs" / "train.ipynb", tmp_path / "out.ipynb", "-p", "network", "my_nets:Tiny", "-p", "first_loss", "my_nets:focal",
+                         "-p", "subset", "clean", "-p", "epochs", 2, "-r", "dataset", "own", "-r", "data_dir", data, "-r", "runs_dir", tmp_path / "runs",
+                         "-r", "features_dir", tmp_path / "features"), "--no-progress-bar"], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    folder = tmp_path / "runs" / "own" / "clean" / "network=my_nets.Tiny" / "first_loss=my_nets.focal" / "alpha=0.5" / "seed=0"
+    assert json.loads((folder / "config.json").read_text())["training"]["network"] == "my_nets:Tiny"
+    with pytest.raises(ValueError, match="network my_nets:Tiny, which cannot be imported here"):
+        load_trained(folder)
+    loaded = run([sys.executable, "-c", f"from acl_paper.runs import load_run; print(type(load_run({str(folder)!r}).model).__name__)"], cwd=tmp_path)
+    assert loaded.stdout.strip() == "Tiny", loaded.stderr
+    predicted = run([*command("acl_predict", data / "FSDnoisy18k.audio_test" / "1.wav", "--run", folder)], cwd=tmp_path)
+    assert predicted.returncode == 0 and "1.wav" in predicted.stdout, predicted.stderr
+
+
+def test_a_wrong_path_is_refused_before_any_work(data, tmp_path):
+    done = run([*command("papermill", ROOT / "nbs" / "train.ipynb", tmp_path / "out.ipynb", "-p", "network", "papercnn", "-r", "dataset", "own", "-r", "data_dir", data,
+                         "-r", "runs_dir", tmp_path / "runs"), "--no-progress-bar"], cwd=tmp_path)
+    assert done.returncode != 0 and "there is no network 'papercnn'; choose one of paper_cnn" in done.stderr
+    assert not (tmp_path / "runs").exists()
