@@ -6,10 +6,10 @@
 __all__ = ['FIRST_EDITION', 'FIRST_EDITION_COLUMNS', 'FIRST_EDITION_VALUES', 'SETTINGS', 'check_parameters', 'run_folder',
            'pretrain_folder', 'probe_folder', 'software_versions', 'with_current_names', 'read_config', 'save_training',
            'load_trained', 'save_evaluation', 'load_predictions', 'save_pretrained', 'load_pretrained', 'save_probe',
-           'load_probe', 'load_run']
+           'load_probe', 'load_run', 'data_note', 'caption', 'about_run', 'save_figures']
 
 # %% ../nbs/17_runs.ipynb #e46e5171
-import ast, json, platform
+import ast, io, json, platform
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from importlib.metadata import version
@@ -23,7 +23,8 @@ import torch
 
 # %% ../nbs/17_runs.ipynb #1e91a1b5
 from .console import write_atomically
-from .features import FeatureConfig
+from .data import DatasetLocation
+from .features import FeatureConfig, FeatureStore
 from .patches import InputScale, Scaler
 from .networks import ProjectionHead, make_encoder
 from .evaluation import accuracy, all_accuracies, macro_accuracy
@@ -288,3 +289,32 @@ def load_run(folder: str | Path, *, network: Callable | None = None) -> TrainedM
     config = read_config(folder)
     if "probe" in config: return load_probe(folder)
     return load_pretrained(folder) if "pretraining" in config else load_trained(folder, network=network)
+
+# %% ../nbs/17_runs.ipynb #6bcb0602
+def data_note(location: DatasetLocation, device: torch.device) -> str:
+    "For the top of an experiment: which data set this is, where it runs, and that synthetic sounds are not FSDnoisy18k."
+    if not location.synthetic: return f"data set {location.name}; device {device}; {torch.get_num_threads()} threads"
+    return (f"data set {location.name}: SYNTHETIC, not FSDnoisy18k (no accuracy below can be compared with the paper's); "
+            f"device {device}; {torch.get_num_threads()} threads")
+
+
+def caption(location: DatasetLocation, **settings) -> str:
+    "For figures: the data set, then settings as `name value`; those that are None are left out."
+    name = f"{location.name} (synthetic)" if location.synthetic else location.name
+    return ", ".join([name, *(f"{key} {value}" for key, value in settings.items() if value is not None)])
+
+
+def about_run(location: DatasetLocation, store: FeatureStore, device: torch.device, **facts) -> dict:
+    "What config.json says besides the settings: data set, device, threads and further facts."
+    dataset = {"name": location.name, "synthetic": location.synthetic, "store": store.path.name, "source": store.source}
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return {"dataset": dataset, "device": card, "threads": torch.get_num_threads()} | facts
+
+
+def save_figures(folder: str | Path, **figures) -> None:
+    "Write matplotlib figures as PNG and SVG, each beside its final name and then renamed."
+    for name, figure in figures.items():
+        for kind in ("png", "svg"):
+            content = io.BytesIO()
+            figure.savefig(content, format=kind)
+            write_atomically(Path(folder)/f"{name}.{kind}", content.getvalue())
