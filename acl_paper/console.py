@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['DatasetError', 'error_message', 'some_names', 'project_root', 'Progress', 'track', 'check_space',
-           'full_disk_reported', 'write_atomically', 'load_object', 'command']
+           'full_disk_reported', 'read_rows', 'write_atomically', 'load_object', 'command']
 
 # %% ../nbs/04_console.ipynb #5e3679f4
-import contextlib, errno, functools, importlib, inspect, operator, os, re, shutil, sys, time
+import contextlib, csv, errno, functools, importlib, inspect, operator, os, re, shutil, sys, time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -189,6 +189,42 @@ def full_disk_reported(folder: str | Path, what_is_kept: str) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT): raise
         raise DatasetError(f"The disk of {folder} is full. {what_is_kept}") from None
+
+# %% ../nbs/04_console.ipynb #10ba9b64
+def read_rows(path: str | Path) -> tuple[list[str], dict[int, list[str]]]:
+    """Read a CSV file as text.
+
+    Parameters
+    ----------
+    path : str or Path
+        Fields separated by commas, UTF-8; the first line names the columns. Blank lines are skipped.
+
+    Returns
+    -------
+    header : list of str
+        The names of the columns.
+    rows : dict of int to list of str
+        The fields of each further line by its number in the file.
+
+    Raises
+    ------
+    DatasetError
+        If the file is empty or no table, or a line has another number of fields than the first.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, strict=True)
+            rows = {reader.line_num: fields for fields in reader if any(map(str.strip, fields))}
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DatasetError(f"{path} cannot be read as a table: {error}.") from None
+    if not rows:
+        raise DatasetError(f"{path} is empty.")
+    header = rows.pop(min(rows))
+    for number, fields in rows.items():
+        if len(fields) != len(header):
+            raise DatasetError(f"{path}: line {number} has {len(fields)} fields, the first line has {len(header)}: "
+                               f"{','.join(fields)}\nText that holds a comma must stand in quotes.")
+    return header, rows
 
 # %% ../nbs/04_console.ipynb #ed290666
 def write_atomically(path: Path, content: str | bytes) -> None:
