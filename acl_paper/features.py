@@ -25,7 +25,7 @@ from scipy.signal import get_window
 
 # %% ../nbs/08_features.ipynb #cbc4e97f
 from .console import DatasetError, Progress, command, full_disk_reported, project_root
-from .data import DatasetLocation, audio_sizes, load_clips, locate_dataset
+from .data import DatasetLocation, load_clips, locate_dataset
 
 # %% ../nbs/08_features.ipynb #ecd79348
 @dataclass(frozen=True)
@@ -351,7 +351,10 @@ def _clip_names(clips):
 
 
 def _clip_sources(root, clips):
-    sizes = audio_sizes(root, clips)
+    sizes = {}
+    for folder in {os.path.dirname(path) for path in clips.path}:  # each folder is listed once
+        if not (Path(root)/folder).is_dir(): continue
+        sizes |= {os.path.join(folder, entry.name): entry.stat().st_size for entry in os.scandir(Path(root)/folder)}
     return [f"{name} {sizes.get(path, -1)}" for name, path in zip(_clip_names(clips), clips.path)]
 
 # %% ../nbs/08_features.ipynb #0c6a6295

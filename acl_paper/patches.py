@@ -9,7 +9,6 @@ __all__ = ['SPLIT_CHOICES', 'training_patch_starts', 'test_patch_starts', 'Scale
 
 # %% ../nbs/09_patches.ipynb #d0dce879
 import math
-import re
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -21,8 +20,8 @@ from torch import Tensor
 
 # %% ../nbs/09_patches.ipynb #8028761b
 from .losses import check_setting
-from .console import DatasetError
-from .data import SAFE_NAME, class_names, split_clips
+from .console import DatasetError, can_name_folder
+from .data import class_names, split_clips
 from .features import FeatureStore
 
 # %% ../nbs/09_patches.ipynb #23686dde
@@ -146,8 +145,7 @@ class SplitConfig:
     frames: str = "float32"  # "float16": frames take half the memory and are rounded to 11 bits
 
     def __post_init__(self):
-        named = isinstance(self.subset, str) and re.fullmatch(SAFE_NAME, self.subset)
-        check_setting(named, "subset", "a name of letters, digits, dot, dash and underscore", self.subset)
+        check_setting(can_name_folder(self.subset), "subset", "a name of letters, digits, dot, dash and underscore", self.subset)
         for name, allowed in SPLIT_CHOICES.items():
             check_setting(getattr(self, name) in allowed, name, f"one of {', '.join(allowed)}", getattr(self, name))
         for name in ("patch_frames", "patch_hop"): check_whole_number(self, name)
