@@ -232,7 +232,7 @@ def _complete(clips: pd.DataFrame, root: Path) -> pd.DataFrame:
     is_test = clips["split"] == "test"
     unknown = sorted(set(labels[is_test]) - set(labels[~is_test]))
     if unknown:
-        raise DatasetError(f"{root}: test labels that no training clip has: {some_names(unknown)}.")
+        raise DatasetError(f"{root} has test labels that no training clip has: {some_names(unknown)}.")
     numbers = {name: i for i, name in enumerate(class_names(clips))}
     return clips.assign(label_id=labels.map(numbers).astype("int64"))
 
