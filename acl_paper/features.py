@@ -25,7 +25,7 @@ from scipy.signal import get_window
 
 # %% ../nbs/08_features.ipynb #cbc4e97f
 from .console import DatasetError, Progress, command, full_disk_reported, project_root
-from .data import DatasetLocation, audio_path, load_clips, locate_dataset
+from .data import DatasetLocation, load_clips, locate_dataset
 
 # %% ../nbs/08_features.ipynb #ecd79348
 @dataclass(frozen=True)
@@ -338,19 +338,24 @@ def write_group(target: Path, frames: list[np.ndarray], **table) -> None:
 
 # %% ../nbs/08_features.ipynb #023523b6
 def source_fingerprint(root: str | Path, clips: pd.DataFrame) -> str:
-    "Sixteen hexadecimal digits from the split, name and size in bytes of every clip (size -1 when the file is missing)."
+    "Sixteen hexadecimal digits from the name and size in bytes of every clip (size -1 when the file is missing)."
     return _digest(_clip_sources(root, clips))
 
 
 def _digest(lines): return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
+def _clip_names(clips):
+    "What clips are called: split and file name in FSDnoisy18k's layout, else their path, which stays when the split changes."
+    return clips.path.where(clips.path == clips.fname, clips.split + "/" + clips.fname)
+
+
 def _clip_sources(root, clips):
     sizes = {}
-    for split in clips.split.unique():
-        folder = audio_path(root, split, "_").parent
-        if folder.is_dir(): sizes.update({(split, entry.name): entry.stat().st_size for entry in os.scandir(folder)})
-    return [f"{s}/{f} {sizes.get((s, f), -1)}" for s, f in zip(clips.split, clips.fname)]
+    for folder in {os.path.dirname(path) for path in clips.path}:  # each folder is listed once
+        if not (Path(root)/folder).is_dir(): continue
+        sizes |= {os.path.join(folder, entry.name): entry.stat().st_size for entry in os.scandir(Path(root)/folder)}
+    return [f"{name} {sizes.get(path, -1)}" for name, path in zip(_clip_names(clips), clips.path)]
 
 # %% ../nbs/08_features.ipynb #0c6a6295
 def extract_features(root: str | Path, path: str | Path, *, config: FeatureConfig = FeatureConfig(), skip_bad: bool = False,
@@ -359,7 +364,7 @@ def extract_features(root: str | Path, path: str | Path, *, config: FeatureConfi
 
     Parameters
     ----------
-    root : folder in FSDnoisy18k's layout.
+    root : folder of the data set; see `load_clips`.
     path : the store to make. Groups of clips are kept in `<path>.groups/` until it is complete.
     skip_bad : leave out files that cannot be read instead of raising when the others are done.
     n_jobs : threads; by default one a core.
@@ -396,7 +401,7 @@ def extract_features(root: str | Path, path: str | Path, *, config: FeatureConfi
 def _extract_groups(root, clips, config, folder, n_jobs, report_every_s):
     "Extract the groups that are missing; the files of all groups in order. A group's name holds the fingerprint of its clips."
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [audio_path(root, s, f) for s, f in zip(clips.split, clips.fname)]
+    paths = [root/path for path in clips.path]
     sources = _clip_sources(root, clips)
     starts = range(0, len(paths), GROUP_CLIPS)
     groups = [folder/f"{i:07d}-{_digest(sources[i:i + GROUP_CLIPS])}.h5" for i in starts]
@@ -418,7 +423,7 @@ def _read_all(groups, name): return np.concatenate([_read(group, name) for group
 
 def _problems(clips, groups):
     told = _read_all(groups, "problem")
-    return {f"{s}/{f}": why for s, f, why in zip(clips.split, clips.fname, told) if why}
+    return {name: why for name, why in zip(_clip_names(clips), told) if why}
 
 # %% ../nbs/08_features.ipynb #d8de0d34
 def assemble_store(path: Path, clips: pd.DataFrame, config: FeatureConfig, groups: list[Path], fingerprint: str) -> None:
@@ -492,7 +497,7 @@ def feature_store(location: DatasetLocation, *, config: FeatureConfig = FeatureC
 # %% ../nbs/08_features.ipynb #6b21fc40
 @command
 def acl_features(dataset: str = "auto",  # FSDnoisy18k, mini, or the name to give the data set in --data_dir
-                 data_dir: str = None,  # folder in FSDnoisy18k's layout
+                 data_dir: str = None,  # folder of the data set
                  features_dir: str = None,  # where the store goes (default: data/features)
                  skip_bad: bool = False,  # leave out files that cannot be read instead of failing at the end
                  jobs: int = None):  # threads (default: one a core)

@@ -20,8 +20,8 @@ from torch import Tensor
 
 # %% ../nbs/09_patches.ipynb #8028761b
 from .losses import check_setting
-from .console import DatasetError
-from .data import SUBSETS, class_names, split_clips
+from .console import DatasetError, can_name_folder
+from .data import class_names, split_clips
 from .features import FeatureStore
 
 # %% ../nbs/09_patches.ipynb #23686dde
@@ -120,7 +120,7 @@ class Patches:
         return Patches(*tensors, self.patch_frames)
 
 # %% ../nbs/09_patches.ipynb #da4e14a3
-SPLIT_CHOICES = {"subset": SUBSETS, "label_order": ("released", "numeric"), "stratify": ("auto", "always", "never"),
+SPLIT_CHOICES = {"label_order": ("released", "numeric"), "stratify": ("auto", "always", "never"),
                  "scaler_over": ("patches", "frames"), "frames": ("float32", "float16")}
 
 
@@ -133,7 +133,7 @@ class SplitConfig:
     ValueError
         for a value that cannot be, naming the setting and what it may be.
     """
-    subset: str = "clean"  # all, clean, noisy or noisy_small
+    subset: str = "clean"  # of those that the data have: see `subset_names`
     patch_frames: int = 100  # 2 s
     patch_hop: int = 50
     validation_fraction: float = 0.15
@@ -145,6 +145,7 @@ class SplitConfig:
     frames: str = "float32"  # "float16": frames take half the memory and are rounded to 11 bits
 
     def __post_init__(self):
+        check_setting(can_name_folder(self.subset), "subset", "a name of letters, digits, dot, dash and underscore", self.subset)
         for name, allowed in SPLIT_CHOICES.items():
             check_setting(getattr(self, name) in allowed, name, f"one of {', '.join(allowed)}", getattr(self, name))
         for name in ("patch_frames", "patch_hop"): check_whole_number(self, name)

@@ -189,7 +189,7 @@ def save_evaluation(folder: str | Path, predictions: pd.DataFrame, embeddings: n
 
 def load_predictions(folder: str | Path) -> pd.DataFrame:
     "The predictions of a run folder, as `prediction_table` made them."
-    return pd.read_csv(Path(folder)/"predictions.csv", dtype={"fname": str, "truth": str, "prediction": str})
+    return pd.read_csv(Path(folder)/"predictions.csv", dtype={"fname": str, "truth": str, "prediction": str}, keep_default_na=False)
 
 # %% ../nbs/17_runs.ipynb #e2b70015
 def save_pretrained(folder: str | Path, pretrained: Pretrained, *, about: dict | None = None) -> dict:

@@ -173,9 +173,9 @@ def test_the_same_cell_gives_the_same_weights(finished, repeated):
 WRONG = {
     "alpha above 1": (["-p", "alpha", 1.5], ["alpha must be a number between 0", "1.5"]),
     "alpha not a number": (["-p", "alpha", "abc"], ["alpha must be a number between 0", "'abc'"]),
-    "unknown subset": (["-p", "subset", "cleen"], ["subset must be one of all, clean, noisy, noisy_small", "'cleen'"]),
+    "unknown subset": (["-p", "subset", "cleen", "-r", "data_dir", "{mini}"], ["There is no subset 'cleen'", "-p subset all"]),
     "unknown parameter": (["-p", "aplha", 0.3], ["unknown parameter aplha", "alpha"]),
-    "not the layout": (["-r", "data_dir", "{empty}"], ["FSDnoisy18k.meta/train.csv is missing", "FSDnoisy18k.audio_train/", "fname,label,aso_id,manually_verified,noisy_small"]),
+    "not the layout": (["-r", "data_dir", "{empty}"], ["is not a data set", "clips.csv", "a folder per class", "FSDnoisy18k.meta/train.csv"]),
     "no such folder": (["-r", "data_dir", "{empty}/nowhere"], ["data_dir is", "nowhere", "not a folder"]),
 }
 
@@ -194,7 +194,7 @@ def refused(repository, repeated, tmp_path_factory):
     def attempt(name):
         if name == "changed audio":
             return papermill(changed.parent / "out.ipynb", *CELL, "-r", "dataset", "mini", "-r", "data_dir", changed, *places(repository))
-        arguments = [str(argument).format(empty=empty) for argument in WRONG[name][0]]
+        arguments = [str(argument).format(empty=empty, mini=repository / "data" / "mini") for argument in WRONG[name][0]]
         return papermill(folders[name] / "out.ipynb", *arguments, *([] if "data_dir" in arguments else ["-r", "data_dir", empty]), *places(folders[name]))
 
     with ThreadPoolExecutor(2) as pool:
