@@ -120,7 +120,7 @@ def test_full_disk(clips_300, tmp_path, disk_mb, file_mb):
         if disk:
             assert failed.stderr.startswith("acl_features: ")  # no traceback
             assert f"The disk of {store_path(features_dir).parent} is full" in " ".join(failed.stderr.split())  # what, and where
-            assert "goes on" in failed.stderr  # what to do: make room, and run the same command
+            assert "resumes" in failed.stderr  # what to do: make room, and run the same command
             subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
         done = run(acl_features(root, features_dir), cwd=tmp_path)
         assert done.returncode == 0, done.stderr
