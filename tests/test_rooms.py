@@ -8,7 +8,7 @@ from helpers import ROOT, run
 
 PACKAGE = ROOT / "acl_paper"
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if not path.stem.startswith("_"))
-LONGEST = 520  # lines of a module
+LONGEST = 450  # lines of a module that hold code: without docstrings, comments and empty lines
 UNLIMITED = {"mini"}  # its length is that of its sounds
 
 
@@ -66,11 +66,24 @@ def test_nothing_private_is_imported(module):
     assert [f"{other}.{name}" for other, name in IMPORTS[module] if (name or other).startswith("_")] == []
 
 
+def lengths(module):
+    """All lines of a module, and those that hold code."""
+    text = (PACKAGE / f"{module}.py").read_text()
+    lines, documented = text.splitlines(), set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+            documented |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    code = [line for number, line in enumerate(lines, 1) if number not in documented and line.strip() and not line.strip().startswith("#")]
+    return len(lines), len(code)
+
+
 def test_modules_are_short(capsys):
-    lines = {module: len((PACKAGE / f"{module}.py").read_text().splitlines()) for module in MODULES}
+    table = {module: lengths(module) for module in MODULES}
     with capsys.disabled():
-        print("\n" + "\n".join(f"{NUMBERS[module]:02} {module:18} {lines[module]:4}" for module in sorted(MODULES, key=NUMBERS.get)))
-    assert {module: n for module, n in lines.items() if n > LONGEST and module not in UNLIMITED} == {}
+        print("\n   module             lines  code")
+        for module in sorted(MODULES, key=NUMBERS.get):
+            print(f"{NUMBERS[module]:02} {module:18} {table[module][0]:5} {table[module][1]:5}")
+    assert {module: code for module, (_, code) in table.items() if code > LONGEST and module not in UNLIMITED} == {}
 
 
 def loaded_by(statement):
