@@ -41,6 +41,7 @@ IMPORTS = {module: imports_of(module) for module in MODULES}
 def test_every_notebook_makes_one_module():
     assert len(MODULES) >= 19
     assert len(set(NUMBERS.values())) == len(MODULES)
+    assert {other for other, _ in IMPORTS["training"]} >= {"features", "losses", "networks"}  # imports are found at all
     assert [module for module in MODULES if not (ROOT / "nbs" / f"{NUMBERS[module]:02}_{module}.ipynb").is_file()] == []
 
 
