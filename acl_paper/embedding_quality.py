@@ -121,9 +121,24 @@ def uniformity(z: ArrayLike | torch.Tensor, *, t: float = 2.0, block_rows: int =
 
 # %% ../nbs/16_embedding_quality.ipynb #60e2b9d7
 def class_numbers(labels: ArrayLike | torch.Tensor, n_rows: int) -> np.ndarray:
-    """Labels of any kind as numbers 0, 1, ...
+    """Labels of any kind as the numbers 0, 1, ... of their sorted order.
 
-    of their sorted order; ValueError unless there is one for each row.
+    Parameters
+    ----------
+    labels : array or torch.Tensor, shape (N,)
+        Numbers or names.
+    n_rows : int
+        N, how many there must be.
+
+    Returns
+    -------
+    ndarray, shape (N,), int64
+        A number per label.
+
+    Raises
+    ------
+    ValueError
+        unless there is one label for each row.
     """
     labels = labels.detach().cpu().numpy() if isinstance(labels, torch.Tensor) else np.asarray(labels)
     if labels.shape != (n_rows,):

@@ -744,7 +744,7 @@ def make_mini(dest: str | Path, config: MiniConfig | None = None, *, n_jobs: int
         Processes; as many as there are processors, four at most, by default.
     every_s : float or None
         Seconds between lines of progress; None for none.
-    **changes
+    **changes : int or float
         Single fields of the configuration: ``make_mini("data/mini-3", seed=3)``.
 
     Returns
