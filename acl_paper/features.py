@@ -9,7 +9,11 @@ __all__ = ['SSL_FEATURES', 'GROUP_CLIPS', 'FeatureConfig', 'AudioError', 'BadCli
            'assemble_store', 'feature_store', 'acl_features']
 
 # %% ../nbs/08_features.ipynb #887f8c87
-import hashlib, json, os, shutil, warnings
+import hashlib
+import json
+import os
+import shutil
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -30,17 +34,30 @@ from .data import DatasetLocation, load_clips, locate_dataset
 # %% ../nbs/08_features.ipynb #ecd79348
 @dataclass(frozen=True)
 class FeatureConfig:
-    """What a feature value depends on; the defaults are the paper's supervised experiment (section 3.1 and its released code).
+    """What a feature value depends on; the defaults are the paper's supervised experiment.
 
     Parameters
     ----------
-    sample_rate : samples per second; other rates are resampled to it.
-    min_duration_s : shorter clips are repeated up to exactly this duration, in seconds.
-    peak_offset : added to the peak before dividing by it, so that silence is not amplified without bound.
-    n_fft, win_length, hop_length : of the short-time Fourier transform, in samples.
-    window : a window of `scipy.signal.get_window`, periodic.
-    n_mels, fmin_hz, fmax_hz : the mel filters (Slaney scale, not normalised by area).
-    log_offset : added to the mel power before the decimal logarithm.
+    sample_rate : int
+        Samples per second (Hz); other rates are resampled to it.
+    min_duration_s : float
+        Shorter clips are repeated up to exactly this duration, in seconds.
+    peak_offset : float
+        Added to the peak before dividing by it, so that silence is not amplified without bound.
+    n_fft, win_length, hop_length : int
+        Of the short-time Fourier transform, in samples.
+    window : str
+        A window of `scipy.signal.get_window`, periodic.
+    n_mels : int
+        Mel filters (Slaney scale, not normalised by area).
+    fmin_hz, fmax_hz : float
+        Where they begin and end.
+    log_offset : float
+        Added to the mel power before the decimal logarithm.
+
+    References
+    ----------
+    The paper, section 3.1, and its released code.
     """
     sample_rate: int = 44_100
     min_duration_s: float = 2.0
@@ -60,7 +77,8 @@ class FeatureConfig:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
 
 # %% ../nbs/08_features.ipynb #270f8231
-SSL_FEATURES = FeatureConfig(sample_rate=22_050, min_duration_s=1.0, win_length=660, hop_length=220,  # 30 ms, 10 ms
+# 30 ms, 10 ms
+SSL_FEATURES = FeatureConfig(sample_rate=22_050, min_duration_s=1.0, win_length=660, hop_length=220,
                              fmin_hz=50.0, fmax_hz=10_500.0, log_offset=1.1e-8)
 
 # %% ../nbs/08_features.ipynb #dfc60b4e
@@ -81,13 +99,17 @@ def read_audio(path: str | Path, sample_rate: int = 44_100) -> tuple[np.ndarray,
 
     Parameters
     ----------
-    path : any file libsndfile reads (WAV, FLAC, OGG, MP3 ...).
-    sample_rate : samples per second of the result.
+    path : str or Path
+        Any file libsndfile reads (WAV, FLAC, OGG, MP3 ...).
+    sample_rate : int
+        Samples per second (Hz) of the result.
 
     Returns
     -------
-    samples : (n_samples,) float32 in [-1, 1].
-    note : what had to be done to it ("resampled from 22050 Hz", "2 channels mixed down"), or "".
+    samples : ndarray, shape (n_samples,), float32
+        In [-1, 1].
+    note : str
+        What had to be done to it ("resampled from 22050 Hz", "2 channels mixed down"), or "".
 
     Raises
     ------
@@ -95,9 +117,12 @@ def read_audio(path: str | Path, sample_rate: int = 44_100) -> tuple[np.ndarray,
         when the file is missing, empty, not audio, cut short, or holds a value that is not finite.
     """
     import soundfile
+
     path = Path(path)
-    if not path.is_file(): raise AudioError(f"{path}: no such file")
-    if path.stat().st_size == 0: raise AudioError(f"{path}: the file is empty (0 bytes)")
+    if not path.is_file():
+        raise AudioError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise AudioError(f"{path}: the file is empty (0 bytes)")
     try:
         with soundfile.SoundFile(path) as file:
             info, rate = file.extra_info, file.samplerate
@@ -108,16 +133,23 @@ def read_audio(path: str | Path, sample_rate: int = 44_100) -> tuple[np.ndarray,
 
 # %% ../nbs/08_features.ipynb #f45661e5
 def _checked_mono(path, samples, rate, info, sample_rate):
-    cut_short = next((line for line in info.splitlines() if line.startswith("data") and "should be" in line), None)
-    if cut_short: raise AudioError(f"{path}: cut short, its header promises more than the file holds ({cut_short})")
-    if len(samples) == 0: raise AudioError(f"{path}: the file holds no samples")
-    if samples.dtype == np.int16: samples = samples * np.float32(2**-15)
-    elif not np.isfinite(samples).all(): raise AudioError(f"{path}: holds values that are not finite")
+    "Samples (n, channels) as mono at `sample_rate`, and a note; an `AudioError` where they cannot be used."
+    for line in info.splitlines():
+        if line.startswith("data") and "should be" in line:
+            raise AudioError(f"{path}: cut short, its header promises more than the file holds ({line})")
+    if len(samples) == 0:
+        raise AudioError(f"{path}: the file holds no samples")
+    if samples.dtype == np.int16:
+        samples = samples * np.float32(2**-15)
+    elif not np.isfinite(samples).all():
+        raise AudioError(f"{path}: holds values that are not finite")
     notes = []
-    if samples.shape[1] > 1: notes.append(f"{samples.shape[1]} channels mixed down")
+    if samples.shape[1] > 1:
+        notes.append(f"{samples.shape[1]} channels mixed down")
     samples = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
     if rate != sample_rate:
         import soxr
+
         samples = soxr.resample(samples, rate, sample_rate, quality="HQ")
         notes.append(f"resampled from {rate} Hz")
     return samples, ", ".join(notes)
@@ -126,7 +158,8 @@ def _checked_mono(path, samples, rate, info, sample_rate):
 def level(samples: np.ndarray, config: FeatureConfig = FeatureConfig()) -> tuple[float, float]:
     "Mean of a waveform (n,), and the peak of what is left without it plus `config.peak_offset`."
     mean = float(samples.mean(dtype=np.float64))
-    return mean, max(float(samples.max()) - mean, mean - float(samples.min())) + config.peak_offset
+    peak = max(float(samples.max()) - mean, mean - float(samples.min()))
+    return mean, peak + config.peak_offset
 
 
 def repeat_short(samples: np.ndarray, config: FeatureConfig = FeatureConfig()) -> np.ndarray:
@@ -140,11 +173,15 @@ def normalise_and_repeat(samples: np.ndarray, config: FeatureConfig = FeatureCon
 
     Parameters
     ----------
-    samples : (n,) waveform.
+    samples : ndarray, shape (n,)
+        Waveform.
+    config : FeatureConfig
+        Its `peak_offset`, `min_duration_s` and `sample_rate` are used.
 
     Returns
     -------
-    (max(n, min_duration_s * sample_rate),) float64 in (-1, 1). Silence stays silence.
+    ndarray, shape (max(n, min_duration_s * sample_rate),), float64
+        In (-1, 1). Silence stays silence.
     """
     mean, peak = level(samples, config)
     return repeat_short((samples - np.float64(mean)) / peak, config)
@@ -152,8 +189,12 @@ def normalise_and_repeat(samples: np.ndarray, config: FeatureConfig = FeatureCon
 # %% ../nbs/08_features.ipynb #7beac125
 @lru_cache
 def mel_filters(config: FeatureConfig = FeatureConfig()) -> np.ndarray:
-    """librosa's mel filters H, (n_mels, n_fft // 2 + 1) float32: Slaney scale, height 1, as the released code asks for them."""
+    """librosa's mel filters H, (n_mels, n_fft // 2 + 1) float32.
+
+    Slaney scale, height 1, as the released code asks for them.
+    """
     import librosa
+
     return librosa.filters.mel(sr=config.sample_rate, n_fft=config.n_fft, n_mels=config.n_mels,
                                fmin=config.fmin_hz, fmax=config.fmax_hz, htk=False, norm=None)
 
@@ -161,72 +202,104 @@ def mel_filters(config: FeatureConfig = FeatureConfig()) -> np.ndarray:
 def log_mel_literal(y: np.ndarray, config: FeatureConfig = FeatureConfig()) -> np.ndarray:
     "Log-mel spectrogram of a normalised waveform, (T, n_mels) float64, by librosa: the definition."
     import librosa
+
     spectrum = librosa.stft(y, n_fft=config.n_fft, hop_length=config.hop_length, win_length=config.win_length,
                             window=config.window, center=True, pad_mode="constant")
     return np.log10(mel_filters(config) @ np.abs(spectrum)**2 + config.log_offset).T
 
 # %% ../nbs/08_features.ipynb #041eb3fd
 def _window_frames(samples, mean, window, hop, first, out):
-    "Frames of (samples - mean) * window in the rows of `out`, the first one from sample `first` on; zero where there are no samples."
+    """Frames of (samples - mean) * window in the rows of `out`, the first one from sample `first` on.
+
+    Zero where there are no samples.
+    """
     for t in range(len(out)):
         start = first + t * hop
-        low, high = max(0, -start), min(len(window), len(samples) - start)
-        frame, weight, row = samples[start + low:start + high], window[low:high], out[t, low:high]
+        low = max(0, -start)
+        high = min(len(window), len(samples) - start)
+        frame = samples[start + low:start + high]
+        weight = window[low:high]
+        row = out[t, low:high]
         out[t] = 0
-        for n in range(len(frame)): row[n] = (frame[n] - mean) * weight[n]
+        for n in range(len(frame)):
+            row[n] = (frame[n] - mean) * weight[n]
 
 
 def _mel_energies(spectrum, filters, low, high, out):
-    "Power under each filter, which is zero outside of the bins from `low` to before `high`; a row a frame."
+    "Power under each filter, which is zero outside of the bins [`low`, `high`); one row per frame."
     power = np.empty(spectrum.shape[1])
     for t in range(len(spectrum)):
         row = spectrum[t]
-        for k in range(len(row)): power[k] = row[k].real**2 + row[k].imag**2
+        for k in range(len(row)):
+            power[k] = row[k].real**2 + row[k].imag**2
         for f in range(len(filters)):
-            bins, weight, energy = power[low[f]:high[f]], filters[f, low[f]:high[f]], 0.0
-            for k in range(len(bins)): energy += bins[k] * weight[k]
+            bins = power[low[f]:high[f]]
+            weight = filters[f, low[f]:high[f]]
+            energy = 0.0
+            for k in range(len(bins)):
+                energy += bins[k] * weight[k]
             out[t, f] = energy
 
 # %% ../nbs/08_features.ipynb #c4d2e1f3
 @lru_cache
 def _compiled():
     from numba import njit  # not at the top: training imports this module and needs no compiler
-    return njit(nogil=True, cache=True)(_window_frames), njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})(_mel_energies)
+
+    window_frames = njit(nogil=True, cache=True)(_window_frames)
+    mel_energies = njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})(_mel_energies)
+    return window_frames, mel_energies
 
 
 @lru_cache
 def _window_and_filters(config):
     filters = mel_filters(config).astype(np.float64)
-    low, high = (filters > 0).argmax(1), filters.shape[1] - (filters > 0)[:, ::-1].argmax(1)
+    low = (filters > 0).argmax(1)
+    high = filters.shape[1] - (filters > 0)[:, ::-1].argmax(1)
     return get_window(config.window, config.win_length), (filters, low, high)
 
 # %% ../nbs/08_features.ipynb #d5e3f2a4
-def log_mel(y: np.ndarray, config: FeatureConfig = FeatureConfig(), *, mean: float = 0.0, scale: float = 1.0, block_frames: int = 64) -> np.ndarray:
+def log_mel(y: np.ndarray, config: FeatureConfig = FeatureConfig(), *, mean: float = 0.0,
+            scale: float = 1.0, block_frames: int = 64) -> np.ndarray:
     """Log-mel spectrogram of the waveform (y - mean) / scale.
 
     Parameters
     ----------
-    y : (n,) waveform. As `normalise_and_repeat` returns it, it needs no `mean` and `scale`.
-    block_frames : frames transformed at a time; bounds the memory, changes no value.
+    y : ndarray, shape (n,)
+        Waveform. As `normalise_and_repeat` returns it, it needs no `mean` and `scale`.
+    config : FeatureConfig
+        The transform, the mel filters and the offset of the logarithm.
+    mean, scale : float
+        What is taken off the waveform, and what it is divided by.
+    block_frames : int
+        Frames transformed at a time; bounds the memory, changes no value.
 
     Returns
     -------
-    (T, n_mels) float32 with T = 1 + n // hop_length, in powers of ten.
+    ndarray, shape (T, n_mels), float32
+        Decimal logarithms of power; T = 1 + n // hop_length.
     """
-    (window_frames, mel_energies), (window, filters) = _compiled(), _window_and_filters(config)
-    y, window, first = np.ascontiguousarray(y), window / scale, (config.n_fft - config.win_length) // 2 - config.n_fft // 2
-    mel = np.empty((1 + len(y) // config.hop_length, config.n_mels), np.float32)
-    windowed, energies = np.empty((block_frames, config.n_fft)), np.empty((block_frames, config.n_mels))
+    window_frames, mel_energies = _compiled()
+    window, filters = _window_and_filters(config)
+    y = np.ascontiguousarray(y)
+    window = window / scale
+    hop = config.hop_length
+    first = (config.n_fft - config.win_length) // 2 - config.n_fft // 2
+    mel = np.empty((1 + len(y) // hop, config.n_mels), np.float32)
+    windowed = np.empty((block_frames, config.n_fft))
+    energies = np.empty((block_frames, config.n_mels))
     for i in range(0, len(mel), block_frames):
         rows = slice(0, min(block_frames, len(mel) - i))
-        window_frames(y, mean, window, config.hop_length, first + i * config.hop_length, windowed[rows])
+        window_frames(y, mean, window, hop, first + i * hop, windowed[rows])
         mel_energies(scipy.fft.rfft(windowed[rows]), *filters, energies[rows])
         mel[i:i + block_frames] = np.log10(energies[rows] + config.log_offset)
     return mel
 
 
 def clip_log_mel(samples: np.ndarray, config: FeatureConfig = FeatureConfig()) -> np.ndarray:
-    "Log-mel spectrogram of a recording (n,) of any level and length: `log_mel(normalise_and_repeat(samples))` without a copy of the waveform."
+    """Log-mel spectrogram of a recording (n,) of any level and length.
+
+    `log_mel(normalise_and_repeat(samples))` without a copy of the waveform.
+    """
     mean, peak = level(samples, config)
     return log_mel(repeat_short(samples, config), config, mean=mean, scale=peak)
 
@@ -237,12 +310,18 @@ class FeatureStore:
 
     Attributes
     ----------
-    path : the HDF5 file.
-    config : the FeatureConfig the frames were made with.
-    clips : DataFrame with a row a clip in the order of `load_clips`: split, fname, offset (first frame), n_frames,
-        duration_s (of the audio before repeating), problem ("" or why the clip could not be read; it then has 0 frames).
-    frames : (N, n_mels) float32, mapped from the file (read-only).
-    source : fingerprint of the audio the frames were made from.
+    path : Path
+        The HDF5 file.
+    config : FeatureConfig
+        What the frames were made with.
+    clips : DataFrame
+        One row per clip in the order of `load_clips`: split, fname, offset (first frame), n_frames,
+        duration_s (of the audio before repeating), problem ("" or why the clip could not be read; it then has
+        0 frames).
+    frames : ndarray, shape (N, n_mels), float32
+        Mapped from the file (read-only).
+    source : str
+        Fingerprint of the audio the frames were made from.
     """
     path: Path
     config: FeatureConfig
@@ -256,7 +335,8 @@ class FeatureStore:
         return self.frames[row.offset:row.offset + row.n_frames]
 
     def __repr__(self):
-        return f"FeatureStore({self.path.name}: {len(self.clips)} clips, {len(self.frames)} frames of {self.config.n_mels} bands)"
+        size = f"{len(self.clips)} clips, {len(self.frames)} frames of {self.config.n_mels} bands"
+        return f"FeatureStore({self.path.name}: {size})"
 
 # %% ../nbs/08_features.ipynb #7a55cc54
 class FeatureStoreError(DatasetError):
@@ -266,16 +346,32 @@ class FeatureStoreError(DatasetError):
 def open_feature_store(path: str | Path, config: FeatureConfig = FeatureConfig()) -> FeatureStore:
     """Open a feature store, refusing one that was made with another configuration.
 
+    Parameters
+    ----------
+    path : str or Path
+        The HDF5 file.
+    config : FeatureConfig
+        What its frames should have been made with.
+
+    Returns
+    -------
+    FeatureStore
+        Its frames are mapped, not read.
+
     Raises
     ------
-    FileNotFoundError, FeatureStoreError
-        The message lists every setting that differs.
+    FileNotFoundError
+        when there is none.
+    FeatureStoreError
+        when it cannot be read or was made with other settings: the message lists every one that differs.
     """
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"no feature store at {path}; `acl_features` makes it")
+    if not path.is_file():
+        raise FileNotFoundError(f"no feature store at {path}; `acl_features` makes it")
     with _open_hdf5(path) as file:
         _check_config(path, json.loads(file.attrs["config"]), config)
-        source, table = file.attrs["source"], {name: column[()] for name, column in file["clips"].items()}
+        source = file.attrs["source"]
+        table = {name: column[()] for name, column in file["clips"].items()}
         frames = _map_frames(path, file["frames"])
     table = {name: column.astype(str) if column.dtype == object else column for name, column in table.items()}
     clips = pd.DataFrame(table)[["split", "fname", "offset", "n_frames", "duration_s", "problem"]]
@@ -283,20 +379,30 @@ def open_feature_store(path: str | Path, config: FeatureConfig = FeatureConfig()
 
 # %% ../nbs/08_features.ipynb #50b980eb
 def _open_hdf5(path):
-    try: return h5py.File(path, "r")
-    except OSError as error: raise FeatureStoreError(f"{path} is not a readable feature store ({error}); delete it and run acl_features again") from error
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise FeatureStoreError(
+            f"{path} is not a readable feature store ({error}); delete it and run acl_features again"
+        ) from error
 
 
 def _check_config(path, stored, config):
     wanted = asdict(config)
-    different = [f"  {key}: the file has {stored.get(key)!r}, asked for {wanted.get(key)!r}"
-                 for key in sorted({*stored, *wanted}) if stored.get(key) != wanted.get(key)]
-    if different: raise FeatureStoreError(f"{path} holds features of another configuration:\n" + "\n".join(different)
-                                          + "\nAsk for that configuration, or extract into another file.")
+    different = [
+        f"  {key}: the file has {stored.get(key)!r}, asked for {wanted.get(key)!r}"
+        for key in sorted({*stored, *wanted})
+        if stored.get(key) != wanted.get(key)
+    ]
+    if different:
+        listing = "\n".join(different)
+        raise FeatureStoreError(f"{path} holds features of another configuration:\n{listing}\n"
+                                "Ask for that configuration, or extract into another file.")
 
 
 def _map_frames(path, dataset):
-    if dataset.shape[0] == 0: return np.empty(dataset.shape, np.float32)
+    if dataset.shape[0] == 0:
+        return np.empty(dataset.shape, np.float32)
     return np.memmap(path, mode="r", dtype=np.float32, shape=dataset.shape, offset=dataset.id.get_offset())
 
 # %% ../nbs/08_features.ipynb #c97c7b62
@@ -305,8 +411,10 @@ GROUP_CLIPS = 64  # clips extracted, written and renamed together
 
 def _extract_clip(path, config):
     "(frames, duration in seconds, note, problem) of one file; a file that cannot be used has no frames."
-    try: samples, note = read_audio(path, config.sample_rate)
-    except AudioError as error: return np.empty((0, config.n_mels), np.float32), 0.0, "", str(error).split(": ", 1)[1]
+    try:
+        samples, note = read_audio(path, config.sample_rate)
+    except AudioError as error:
+        return np.empty((0, config.n_mels), np.float32), 0.0, "", str(error).split(": ", 1)[1]
     return clip_log_mel(samples, config), len(samples) / config.sample_rate, note, ""
 
 
@@ -318,7 +426,9 @@ def _extract_group(paths, config, target):
 
 
 def write_group(target: Path, frames: list[np.ndarray], **table) -> None:
-    """Write the frames and the table of some clips into an HDF5 file that has its name only when it is complete.
+    """Write the frames and the table of some clips into an HDF5 file.
+
+    It has its name only when it is complete.
 
     Parameters
     ----------
@@ -326,23 +436,28 @@ def write_group(target: Path, frames: list[np.ndarray], **table) -> None:
         The file to write.
     frames : list of ndarray
         Log-mel frames, (T, n_mels) float32, of each clip.
-    **table : sequences
+    **table : sequence
         `duration_s`, `note` and `problem`, one value per clip.
     """
     beside = target.with_suffix(".part")
     with h5py.File(beside, "w") as file:
-        for name, column in table.items(): file[name] = list(column)
+        for name, column in table.items():
+            file[name] = list(column)
         file["n_frames"] = [len(some) for some in frames]
         file["frames"] = np.concatenate(frames)
     os.replace(beside, target)
 
 # %% ../nbs/08_features.ipynb #023523b6
 def source_fingerprint(root: str | Path, clips: pd.DataFrame) -> str:
-    "Sixteen hexadecimal digits from the name and size in bytes of every clip (size -1 when the file is missing)."
+    """Sixteen hexadecimal digits from the name and size in bytes of every clip.
+
+    A file that is missing counts with size -1.
+    """
     return _digest(_clip_sources(root, clips))
 
 
-def _digest(lines): return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+def _digest(lines):
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def _clip_names(clips):
@@ -353,22 +468,38 @@ def _clip_names(clips):
 def _clip_sources(root, clips):
     sizes = {}
     for folder in {os.path.dirname(path) for path in clips.path}:  # each folder is listed once
-        if not (Path(root)/folder).is_dir(): continue
-        sizes |= {os.path.join(folder, entry.name): entry.stat().st_size for entry in os.scandir(Path(root)/folder)}
+        if not (Path(root)/folder).is_dir():
+            continue
+        entries = os.scandir(Path(root)/folder)
+        sizes |= {os.path.join(folder, entry.name): entry.stat().st_size for entry in entries}
     return [f"{name} {sizes.get(path, -1)}" for name, path in zip(_clip_names(clips), clips.path)]
 
 # %% ../nbs/08_features.ipynb #0c6a6295
-def extract_features(root: str | Path, path: str | Path, *, config: FeatureConfig = FeatureConfig(), skip_bad: bool = False,
-                     n_jobs: int | None = None, report_every_s: float | None = 2.0) -> FeatureStore:
-    """Extract the log-mel frames of every clip of a data set into one HDF5 file, or go on where an earlier call stopped.
+_WHAT_TO_DO = """Mend or remove them, or leave them out with skip_bad=True (acl_features --skip_bad).
+The other clips are extracted and kept; the next call resumes from here."""
+
+
+def extract_features(root: str | Path, path: str | Path, *, config: FeatureConfig = FeatureConfig(),
+                     skip_bad: bool = False, n_jobs: int | None = None,
+                     report_every_s: float | None = 2.0) -> FeatureStore:
+    """Extract the log-mel frames of every clip of a data set into one HDF5 file.
+
+    A call that was stopped is resumed by the next one.
 
     Parameters
     ----------
-    root : folder of the data set; see `load_clips`.
-    path : the store to make. Groups of clips are kept in `<path>.groups/` until it is complete.
-    skip_bad : leave out files that cannot be read instead of raising when the others are done.
-    n_jobs : threads; by default one a core.
-    report_every_s : seconds between lines of progress (clips/s and the time left); None for silence.
+    root : str or Path
+        Folder of the data set; see `load_clips`.
+    path : str or Path
+        The store to make. Groups of clips are kept in `<path>.groups/` until it is complete.
+    config : FeatureConfig
+        How frames are made.
+    skip_bad : bool
+        Leave out files that cannot be read instead of raising when the others are done.
+    n_jobs : int, optional
+        Threads; by default one per core.
+    report_every_s : float, optional
+        Seconds between lines of progress (clips/s and the time left); None for silence.
 
     Returns
     -------
@@ -382,52 +513,71 @@ def extract_features(root: str | Path, path: str | Path, *, config: FeatureConfi
     FeatureStoreError
         when `path` exists but was made from other audio or with another configuration.
     """
-    root, path = Path(root), Path(path)
+    root = Path(root)
+    path = Path(path)
     clips = load_clips(root)
     path.parent.mkdir(parents=True, exist_ok=True)
-    kept = full_disk_reported(path.parent, "What was extracted is kept: the same call goes on from there.")
-    with FileLock(f"{path}.lock"), kept:  # cells started at the same time wait here for the first one's extraction
+    kept = full_disk_reported(path.parent, "What was extracted is kept: the same call resumes from there.")
+    # cells started at the same time wait here for the first one's extraction
+    with FileLock(f"{path}.lock"), kept:
         fingerprint = source_fingerprint(root, clips)
-        if path.exists(): return _same_source(open_feature_store(path, config), fingerprint, skip_bad)
-        groups = _extract_groups(root, clips, config, Path(f"{path}.groups")/config.digest, n_jobs, report_every_s)
+        if path.exists():
+            return _same_source(open_feature_store(path, config), fingerprint, skip_bad)
+        folder = Path(f"{path}.groups") / config.digest
+        groups = _extract_groups(root, clips, config, folder, n_jobs, report_every_s)
         problems = _problems(clips, groups)
-        if problems and not skip_bad: raise BadClipsError(problems, "Mend or remove them, or leave them out with skip_bad=True (acl_features --skip_bad).\n"
-                                                          "The other clips are extracted and kept; the next call goes on from here.")
+        if problems and not skip_bad:
+            raise BadClipsError(problems, _WHAT_TO_DO)
         assemble_store(path, clips, config, groups, fingerprint)
         shutil.rmtree(f"{path}.groups")
     return open_feature_store(path, config)
 
 # %% ../nbs/08_features.ipynb #33bc2d62
 def _extract_groups(root, clips, config, folder, n_jobs, report_every_s):
-    "Extract the groups that are missing; the files of all groups in order. A group's name holds the fingerprint of its clips."
+    """Extract the groups that are missing; returns the files of all groups in order.
+
+    A group's name holds the fingerprint of its clips.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     paths = [root/path for path in clips.path]
     sources = _clip_sources(root, clips)
     starts = range(0, len(paths), GROUP_CLIPS)
     groups = [folder/f"{i:07d}-{_digest(sources[i:i + GROUP_CLIPS])}.h5" for i in starts]
-    todo = [(paths[i:i + GROUP_CLIPS], group) for i, group in zip(starts, groups) if not group.exists() or any(_read(group, "problem"))]
-    _compiled(), _window_and_filters(config)  # made once, before the threads ask for them
+    todo = [
+        (paths[i:i + GROUP_CLIPS], group)
+        for i, group in zip(starts, groups)
+        if not group.exists() or any(_read(group, "problem"))
+    ]
+    _compiled()  # both are made once, before the threads ask for them
+    _window_and_filters(config)
     waiting = sum(len(some) for some, _ in todo)
     progress = Progress(len(paths), "clips", "features", done=len(paths) - waiting, every_s=report_every_s)
     with ThreadPoolExecutor(n_jobs or os.cpu_count()) as pool:
-        for done in pool.map(lambda work: _extract_group(work[0], config, work[1]), todo): progress.advance(done)
+        for done in pool.map(lambda work: _extract_group(work[0], config, work[1]), todo):
+            progress.advance(done)
     return groups
 
 
 def _read(group, name):
-    with h5py.File(group) as file: return file[name].asstr()[()] if h5py.check_string_dtype(file[name].dtype) else file[name][()]
+    with h5py.File(group) as file:
+        column = file[name]
+        return column.asstr()[()] if h5py.check_string_dtype(column.dtype) else column[()]
 
 
-def _read_all(groups, name): return np.concatenate([_read(group, name) for group in groups])
+def _read_all(groups, name):
+    return np.concatenate([_read(group, name) for group in groups])
 
 
 def _problems(clips, groups):
-    told = _read_all(groups, "problem")
-    return {name: why for name, why in zip(_clip_names(clips), told) if why}
+    problems = _read_all(groups, "problem")
+    return {name: why for name, why in zip(_clip_names(clips), problems) if why}
 
 # %% ../nbs/08_features.ipynb #d8de0d34
-def assemble_store(path: Path, clips: pd.DataFrame, config: FeatureConfig, groups: list[Path], fingerprint: str) -> None:
-    """Put the groups of a data set together as one feature store, which has its name only when it is complete.
+def assemble_store(path: Path, clips: pd.DataFrame, config: FeatureConfig, groups: list[Path],
+                   fingerprint: str) -> None:
+    """Put the groups of a data set together as one feature store.
+
+    It has its name only when it is complete.
 
     Parameters
     ----------
@@ -442,57 +592,99 @@ def assemble_store(path: Path, clips: pd.DataFrame, config: FeatureConfig, group
     fingerprint : str
         Of the audio, from `source_fingerprint`.
     """
-    n_frames, problem = _read_all(groups, "n_frames"), _read_all(groups, "problem")
-    table = dict(split=clips.split, fname=clips.fname, n_frames=n_frames, offset=np.cumsum(n_frames) - n_frames,
-                 duration_s=_read_all(groups, "duration_s"), problem=problem)
+    table = _store_table(clips, groups)
     beside = Path(f"{path}.part")
     with h5py.File(beside, "w") as file:
-        file.attrs.update(config=json.dumps(asdict(config)), config_digest=config.digest, source=fingerprint, versions=json.dumps(_versions()))
-        for name, column in table.items(): file[f"clips/{name}"] = np.asarray(column, dtype=object if name in ("split", "fname", "problem") else None)
-        frames = file.create_dataset("frames", (int(n_frames.sum()), config.n_mels), np.float32)
+        file.attrs["config"] = json.dumps(asdict(config))
+        file.attrs["config_digest"] = config.digest
+        file.attrs["source"] = fingerprint
+        file.attrs["versions"] = json.dumps(_versions())
+        for name, column in table.items():
+            kind = object if name in ("split", "fname", "problem") else None
+            file[f"clips/{name}"] = np.asarray(column, dtype=kind)
+        frames = file.create_dataset("frames", (int(table["n_frames"].sum()), config.n_mels), np.float32)
         start = 0
         for group in groups:
             some = _read(group, "frames")
             frames[start:start + len(some)] = some
             start += len(some)
     os.replace(beside, path)
-    _tell(_read_all(groups, "note"), problem)
+    _warn(_read_all(groups, "note"), table["problem"])
+
+
+def _store_table(clips, groups):
+    "The columns of the clip table, in the order in which the store has them."
+    n_frames = _read_all(groups, "n_frames")
+    return {
+        "split": clips.split,
+        "fname": clips.fname,
+        "n_frames": n_frames,
+        "offset": np.cumsum(n_frames) - n_frames,
+        "duration_s": _read_all(groups, "duration_s"),
+        "problem": _read_all(groups, "problem"),
+    }
 
 # %% ../nbs/08_features.ipynb #0db5400f
 def _versions():
     from importlib.metadata import version
-    return {name: version(name) for name in ("numpy", "scipy", "numba", "librosa", "soundfile", "soxr", "h5py")}
+
+    packages = ("numpy", "scipy", "numba", "librosa", "soundfile", "soxr", "h5py")
+    return {name: version(name) for name in packages}
 
 
-def _tell(notes, problems):
+def _warn(notes, problems):
     "Say once what was converted and what was left out."
     for note, count in pd.Series(notes).value_counts().items():
-        if note: warnings.warn(f"{count} clip(s): {note}")
-    if any(problems): warnings.warn(f"{sum(map(bool, problems))} clip(s) left out because they cannot be read; the store's table says why")
+        if note:
+            warnings.warn(f"{count} clip(s): {note}")
+    if any(problems):
+        left_out = sum(map(bool, problems))
+        warnings.warn(f"{left_out} clip(s) left out because they cannot be read; the store's table says why")
 
 
 def _same_source(store, fingerprint, skip_bad):
     if store.source != fingerprint:
-        raise FeatureStoreError(f"{store.path} was made from other audio files (fingerprint {store.source}, the folder now has {fingerprint}).\n"
-                                "Delete it to extract again, or give the changed data set another name.")
+        raise FeatureStoreError(
+            f"{store.path} was made from other audio files "
+            f"(fingerprint {store.source}, the folder now has {fingerprint}).\n"
+            "Delete it to extract again, or give the changed data set another name."
+        )
     bad = store.clips[store.clips.problem != ""]
-    if len(bad) and not skip_bad: warnings.warn(f"{len(bad)} clip(s) of {store.path.name} were left out when it was made: {', '.join(bad.fname[:5])}")
+    if len(bad) and not skip_bad:
+        names = ", ".join(bad.fname[:5])
+        warnings.warn(f"{len(bad)} clip(s) of {store.path.name} were left out when it was made: {names}")
     return store
 
 # %% ../nbs/08_features.ipynb #90fd27b8
-def feature_store(location: DatasetLocation, *, config: FeatureConfig = FeatureConfig(), features_dir: str | Path | None = None,
-                  skip_bad: bool = False, n_jobs: int | None = None, report_every_s: float | None = 2.0) -> FeatureStore:
+def feature_store(location: DatasetLocation, *, config: FeatureConfig = FeatureConfig(),
+                  features_dir: str | Path | None = None, skip_bad: bool = False, n_jobs: int | None = None,
+                  report_every_s: float | None = 2.0) -> FeatureStore:
     """The feature store of a data set, extracted on first use.
 
     Parameters
     ----------
-    location : where the data set is, from `locate_dataset`.
-    features_dir : folder of the stores; by default `data/features` under the project.
-    skip_bad, n_jobs, report_every_s : see `extract_features`.
+    location : DatasetLocation
+        Where the data set is, from `locate_dataset`.
+    config : FeatureConfig
+        How frames are made.
+    features_dir : str or Path, optional
+        Folder of the stores; by default `data/features` under the project.
+    skip_bad : bool
+        Leave out files that cannot be read.
+    n_jobs : int, optional
+        Threads; by default one per core.
+    report_every_s : float, optional
+        Seconds between lines of progress; None for silence.
+
+    Returns
+    -------
+    FeatureStore
+        As `extract_features` returns it, with its errors.
     """
     folder = Path(features_dir) if features_dir else project_root()/"data/features"
-    return extract_features(location.root, folder/location.name/f"{config.digest}.h5", config=config, skip_bad=skip_bad,
-                            n_jobs=n_jobs, report_every_s=report_every_s)
+    path = folder / location.name / f"{config.digest}.h5"
+    return extract_features(location.root, path, config=config, skip_bad=skip_bad, n_jobs=n_jobs,
+                            report_every_s=report_every_s)
 
 # %% ../nbs/08_features.ipynb #6b21fc40
 @command
@@ -500,11 +692,13 @@ def acl_features(dataset: str = "auto",  # FSDnoisy18k, mini, or the name to giv
                  data_dir: str = None,  # folder of the data set
                  features_dir: str = None,  # where the store goes (default: data/features)
                  skip_bad: bool = False,  # leave out files that cannot be read instead of failing at the end
-                 jobs: int = None):  # threads (default: one a core)
-    "Extract the log-mel features of a data set into one HDF5 file, or go on where an earlier call stopped."
+                 jobs: int = None):  # threads (default: one per core)
+    "Extract the log-mel features of a data set into one HDF5 file, or resume where an earlier call stopped."
     try:
         location = locate_dataset(dataset, data_dir)
         store = feature_store(location, features_dir=features_dir, skip_bad=skip_bad, n_jobs=jobs)
-    except (DatasetError, AudioError, OSError) as error: raise SystemExit(f"acl_features: {error}")
+    except (DatasetError, AudioError, OSError) as error:
+        raise SystemExit(f"acl_features: {error}")
     hours = store.clips.duration_s.sum() / 3600
-    print(f"{location.name}: {len(store.clips)} clips, {hours:.2f} h of audio, {len(store.frames)} frames in {store.path}")
+    size = f"{len(store.clips)} clips, {hours:.2f} h of audio, {len(store.frames)} frames"
+    print(f"{location.name}: {size} in {store.path}")

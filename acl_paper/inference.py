@@ -19,12 +19,24 @@ from .console import command
 from .evaluation import ClipOutputs, clip_outputs, outputs_of
 from .features import AudioError, clip_log_mel, read_audio
 from .patches import Patches, test_patch_starts
-from .training import TrainedModel
 from .runs import load_trained
+from .training import TrainedModel
 
 # %% ../nbs/19_inference.ipynb #b768fd91
 def audio_patches(trained: TrainedModel, path: str | Path) -> Patches:
     """The test patches of one audio file, made as the model's own features were.
+
+    Parameters
+    ----------
+    trained : TrainedModel
+        From `fit` or `load_trained`.
+    path : str or Path
+        Any file `read_audio` reads.
+
+    Returns
+    -------
+    Patches
+        Standardised with the model's scaler; clips and labels are 0.
 
     Raises
     ------
@@ -34,7 +46,8 @@ def audio_patches(trained: TrainedModel, path: str | Path) -> Patches:
     samples, _ = read_audio(path, trained.features.sample_rate)
     frames = trained.scaler(clip_log_mel(samples, trained.features))
     starts = torch.from_numpy(test_patch_starts(len(frames), trained.config.patch_frames))
-    return Patches(torch.from_numpy(frames), starts, torch.zeros_like(starts), torch.zeros_like(starts), trained.config.patch_frames)
+    unused = torch.zeros_like(starts)
+    return Patches(torch.from_numpy(frames), starts, unused, unused.clone(), trained.config.patch_frames)
 
 
 def hear(trained: TrainedModel, path: str | Path) -> ClipOutputs:
@@ -46,19 +59,35 @@ def hear(trained: TrainedModel, path: str | Path) -> ClipOutputs:
 def predict_files(trained: TrainedModel, paths: list[str | Path]) -> pd.DataFrame:
     """Class probabilities of audio files.
 
+    Parameters
+    ----------
+    trained : TrainedModel
+        From `fit` or `load_trained`.
+    paths : list of (str or Path)
+        Any files `read_audio` reads.
+
     Returns
     -------
-    DataFrame with a row a file: file, prediction, probability (of the prediction), then one probability column a class.
+    DataFrame
+        One row per file: file, prediction, probability (of the prediction), then one probability column per
+        class.
     """
     outputs = [hear(trained, path) for path in paths]
-    probabilities = np.concatenate([(o.scores / o.n_patches[:, None]).numpy() for o in outputs])
+    probabilities = np.concatenate([(one.scores / one.n_patches[:, None]).numpy() for one in outputs])
     best = probabilities.argmax(1)
-    table = pd.DataFrame({"file": [str(p) for p in paths], "prediction": np.array(trained.classes)[best], "probability": probabilities.max(1)})
+    table = pd.DataFrame({
+        "file": [str(path) for path in paths],
+        "prediction": np.array(trained.classes)[best],
+        "probability": probabilities.max(1),
+    })
     return pd.concat([table, pd.DataFrame(probabilities, columns=trained.classes)], axis=1)
 
 
 def embed_files(trained: TrainedModel, paths: list[str | Path]) -> np.ndarray:
-    "Embeddings (K, D) of audio files: mean over patches of the normalised features that the angular loss acts on."
+    """Embeddings (K, D) of audio files.
+
+    Mean over patches of what the angular loss arranges, each normalised.
+    """
     return np.concatenate([hear(trained, path).embeddings.numpy() for path in paths])
 
 # %% ../nbs/19_inference.ipynb #89ba67bb
@@ -67,23 +96,38 @@ def timeline(trained: TrainedModel, path: str | Path, *, hop_s: float = 1.0) -> 
 
     Parameters
     ----------
-    hop_s : seconds between the starts of neighbouring patches; each patch is 2 s long at the paper's settings.
+    trained : TrainedModel
+        From `fit` or `load_trained`.
+    path : str or Path
+        Any file `read_audio` reads.
+    hop_s : float
+        Seconds between the starts of neighbouring patches; each patch is 2 s long at the paper's settings.
 
     Returns
     -------
-    DataFrame indexed by the middle of each patch in seconds, one column a class.
+    DataFrame
+        Indexed by the middle of each patch in seconds, one column per class.
     """
-    patches, frame_s = audio_patches(trained, path), trained.features.hop_length / trained.features.sample_rate
-    last, hop = len(patches.frames) - patches.patch_frames, max(1, round(hop_s / frame_s))
+    patches = audio_patches(trained, path)
+    frame_s = trained.features.hop_length / trained.features.sample_rate
+    last = len(patches.frames) - patches.patch_frames
+    hop = max(1, round(hop_s / frame_s))
     patches.starts = torch.arange(0, last + 1, hop)
-    logits, _ = outputs_of(trained.model, Patches(patches.frames, patches.starts, patches.starts, patches.starts, patches.patch_frames))
-    middle = (patches.starts + patches.patch_frames / 2) * frame_s
-    return pd.DataFrame(logits.softmax(1).numpy(), columns=trained.classes, index=pd.Index(middle.numpy().round(2), name="seconds"))
+    starts = patches.starts
+    patches = Patches(patches.frames, starts, starts, starts, patches.patch_frames)
+    logits = outputs_of(trained.model, patches).logits
+    middle = (starts + patches.patch_frames / 2) * frame_s
+    seconds = pd.Index(middle.numpy().round(2), name="seconds")
+    return pd.DataFrame(logits.softmax(1).numpy(), columns=trained.classes, index=seconds)
 
 # %% ../nbs/19_inference.ipynb #dce7c3fa
 def _load(run):
-    try: return load_trained(run)
-    except FileNotFoundError as error: raise SystemExit(f"{error}\nGive a finished run folder: --run runs/<data set>/<subset>/alpha=<a>/seed=<s>")
+    try:
+        return load_trained(run)
+    except FileNotFoundError as error:
+        raise SystemExit(
+            f"{error}\nGive a finished run folder: --run runs/<data set>/<subset>/alpha=<a>/seed=<s>"
+        )
 
 
 @command
@@ -92,10 +136,14 @@ def acl_predict(files: Param("audio files", str, nargs="+"),
                 out: str = None):  # CSV file for all probabilities
     "Say what a trained model hears in audio files."
     trained = _load(run or "")
-    try: table = predict_files(trained, files)
-    except AudioError as error: raise SystemExit(f"acl_predict: {error}")
-    for row in table.itertuples(): print(f"{row.file}: {row.prediction} ({row.probability:.2f})")
-    if out: table.to_csv(out, index=False)
+    try:
+        table = predict_files(trained, files)
+    except AudioError as error:
+        raise SystemExit(f"acl_predict: {error}")
+    for row in table.itertuples():
+        print(f"{row.file}: {row.prediction} ({row.probability:.2f})")
+    if out:
+        table.to_csv(out, index=False)
 
 
 @command
@@ -104,7 +152,9 @@ def acl_embed(files: Param("audio files", str, nargs="+"),
               out: str = "embeddings.npz"):  # .npz file to write: files, embeddings
     "Write the embeddings that a trained model gives audio files."
     trained = _load(run or "")
-    try: embeddings = embed_files(trained, files)
-    except AudioError as error: raise SystemExit(f"acl_embed: {error}")
+    try:
+        embeddings = embed_files(trained, files)
+    except AudioError as error:
+        raise SystemExit(f"acl_embed: {error}")
     np.savez(out, files=np.array(files), embeddings=embeddings)
     print(f"{len(files)} embeddings of {embeddings.shape[1]} values in {Path(out).name}")

@@ -19,12 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # %% ../nbs/02_losses.ipynb #1a21644c
-COSINE_LIMIT = 1 - 1e-7  # cosines are clamped to this on both sides (the paper's code)
+COSINE_LIMIT = 1 - 1e-7  # cosines are clamped to this on both sides (the released code)
 SHORTEST = 1e-12  # an embedding shorter than this has no direction
 
 
 def unit_vectors(embedding: Tensor) -> Tensor:
-    "Rows of `embedding` (B, D) divided by their length; a row without a direction stays zero and passes no gradient."
+    """Rows of `embedding` (B, D) divided by their length.
+
+    A row without a direction stays zero and passes no gradient.
+    """
     length = embedding.norm(dim=1, keepdim=True)
     has_direction = length > SHORTEST
     return torch.where(has_direction, embedding / torch.where(has_direction, length, 1.0), 0.0)
@@ -35,14 +38,18 @@ def pairwise_angles(embedding: Tensor) -> Tensor:
 
     Parameters
     ----------
-    embedding : (B, D) floating point; need not be normalised.
+    embedding : Tensor, shape (B, D)
+        Floating point; need not be normalised.
 
     Returns
     -------
-    (B, B) angles in radians, in [4.5e-4, pi - 4.5e-4]: float64 for float64 embedding, else float32.
+    Tensor, shape (B, B)
+        Angles in radians, in [4.5e-4, pi - 4.5e-4]: float64 for float64 embedding, else float32.
     """
-    if embedding.dtype != torch.float64: embedding = embedding.float()
-    with torch.autocast(embedding.device.type, enabled=False):  # a bfloat16 cosine would be wrong by up to 0.09 rad
+    if embedding.dtype != torch.float64:
+        embedding = embedding.float()
+    # a bfloat16 cosine would be wrong by up to 0.09 rad
+    with torch.autocast(embedding.device.type, enabled=False):
         unit = unit_vectors(embedding)
         return (unit @ unit.T).clamp(-COSINE_LIMIT, COSINE_LIMIT).acos()
 
@@ -51,8 +58,8 @@ RELEASED_CONSTANT = 50  # the supervised experiment divides the sum over ordered
 RELEASED_CONSTANT_OF_VIEWS = 25  # and the self-supervised one by this
 
 
-def angular_margin_loss(embedding: Tensor, labels: Tensor, *, margin_rad: float = 0.5, reduction: str = "released",
-                        constant: float = RELEASED_CONSTANT) -> Tensor:
+def angular_margin_loss(embedding: Tensor, labels: Tensor, *, margin_rad: float = 0.5,
+                        reduction: str = "released", constant: float = RELEASED_CONSTANT) -> Tensor:
     """Angular margin loss: same-class pairs pay for their angle, other pairs for an angle below the margin.
 
     Parameters
@@ -93,22 +100,43 @@ def angular_margin_loss(embedding: Tensor, labels: Tensor, *, margin_rad: float 
 
 # %% ../nbs/02_losses.ipynb #13cd2393
 def _checked_batch(embedding, labels, margin_rad, reduction):
-    "`embedding` as (B, D); a readable error where something does not fit. Looks at shapes only, so it never waits for a GPU."
+    """`embedding` as (B, D); a readable error where something does not fit.
+
+    Looks at shapes only, so it never waits for a GPU.
+    """
     if not torch.is_floating_point(embedding) or embedding.dim() < 2:
-        raise ValueError(f"embedding must be a floating point tensor of shape (B, D), got {embedding.dtype} of shape {tuple(embedding.shape)}")
+        raise ValueError(
+            f"embedding must be a floating point tensor of shape (B, D), got {embedding.dtype} of shape "
+            f"{tuple(embedding.shape)}"
+        )
     if labels.shape != embedding.shape[:1] or torch.is_floating_point(labels):
-        raise ValueError(f"labels must be {len(embedding)} integers, one for each row of the embedding, got {labels.dtype} of shape {tuple(labels.shape)}")
+        raise ValueError(
+            f"labels must be {len(embedding)} integers, one for each row of the embedding, got "
+            f"{labels.dtype} of shape {tuple(labels.shape)}"
+        )
     _check_angular(margin_rad, reduction)
     return embedding.flatten(1)
 
 
 def _check_angular(margin_rad, reduction):
-    if not 0 <= margin_rad <= math.pi: raise ValueError(f"margin_rad must be in [0, pi] radians, got {margin_rad}")
-    if reduction not in ("released", "mean", "sum"): raise ValueError(f'reduction must be "released", "mean" or "sum", got {reduction!r}')
+    if not 0 <= margin_rad <= math.pi:
+        raise ValueError(f"margin_rad must be in [0, pi] radians, got {margin_rad}")
+    if reduction not in ("released", "mean", "sum"):
+        raise ValueError(f'reduction must be "released", "mean" or "sum", got {reduction!r}')
 
 # %% ../nbs/02_losses.ipynb #fbbe7219
 class LossTerms(NamedTuple):
-    "The total and its two parts, scalars; `first` is None where its input was not given."
+    """The total and its two parts.
+
+    Attributes
+    ----------
+    total : Tensor
+        Scalar: alpha * first + (1 - alpha) * angular.
+    first : Tensor or None
+        Scalar: the first loss; None where its input was not given.
+    angular : Tensor
+        Scalar: the angular margin loss.
+    """
     total: Tensor
     first: Tensor | None
     angular: Tensor
@@ -117,19 +145,26 @@ class LossTerms(NamedTuple):
 def check_alpha(alpha: float) -> float:
     "`alpha` as a float, or a ValueError when it is not a number in [0, 1]."
     if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must be a number between 0 (angular loss alone) and 1 (baseline alone), got {alpha!r}")
+        raise ValueError(
+            f"alpha must be a number between 0 (angular loss alone) and 1 (baseline alone), got {alpha!r}"
+        )
     return float(alpha)
 
 
 def check_setting(right: bool, name: str, expected: str, value: object) -> None:
     "A ValueError that names the setting, what it may be and what it is, unless it is right."
-    if not right: raise ValueError(f"{name} must be {expected}, got {value!r}")
+    if not right:
+        raise ValueError(f"{name} must be {expected}, got {value!r}")
 
 # %% ../nbs/02_losses.ipynb #5d1f8ab3
 def _weighted_terms(alpha: float, first: Tensor | None, angular: Tensor) -> LossTerms:
     "alpha * first + (1 - alpha) * angular, with its parts; `first` may be missing only where alpha is 0."
-    if first is not None: return LossTerms(alpha * first + (1 - alpha) * angular, first, angular)
-    if alpha > 0: raise ValueError(f"alpha is {alpha}, so the first loss counts and needs its input: loss(embedding, labels, logits)")
+    if first is not None:
+        return LossTerms(alpha * first + (1 - alpha) * angular, first, angular)
+    if alpha > 0:
+        raise ValueError(
+            f"alpha is {alpha}, so the first loss counts and needs its input: loss(embedding, labels, logits)"
+        )
     return LossTerms(angular, None, angular)
 
 # %% ../nbs/02_losses.ipynb #96c833de
@@ -140,10 +175,20 @@ class AngularContrastiveLoss(nn.Module):
     ----------
     alpha : float
         Weight of the first loss, in [0, 1]; 1 is the baseline, 0 the angular loss alone.
-    margin_rad, reduction, constant
-        See `angular_margin_loss`.
+    margin_rad : float
+        Angle from which two classes no longer repel each other, in radians, in [0, pi].
+    reduction : {"released", "mean", "sum"}
+        How pairs are added up: see `angular_margin_loss`.
+    constant : float
+        What "released" divides by: 50 in the supervised experiment, 25 in the self-supervised one.
     first_loss : callable
-        L1, called with (first_input, labels) and returning a scalar: cross-entropy on logits by default, `InfoNCE` on projections.
+        L1, called with (first_input, labels) and returning a scalar: cross-entropy on logits by default,
+        `InfoNCE` on projections.
+
+    Raises
+    ------
+    ValueError
+        for an alpha outside [0, 1], a margin outside [0, pi] or an unknown reduction.
 
     See Also
     --------
@@ -155,11 +200,15 @@ class AngularContrastiveLoss(nn.Module):
     >>> loss(torch.randn(8, 48), torch.arange(8) % 3, torch.randn(8, 3)).shape
     torch.Size([])
     """
-    def __init__(self, alpha: float = 0.5, *, margin_rad: float = 0.5, reduction: str = "released", constant: float = RELEASED_CONSTANT,
+    def __init__(self, alpha: float = 0.5, *, margin_rad: float = 0.5, reduction: str = "released",
+                 constant: float = RELEASED_CONSTANT,
                  first_loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy):
         super().__init__()
         _check_angular(margin_rad, reduction)
-        self.alpha, self.margin_rad, self.reduction, self.constant = check_alpha(alpha), margin_rad, reduction, constant
+        self.alpha = check_alpha(alpha)
+        self.margin_rad = margin_rad
+        self.reduction = reduction
+        self.constant = constant
         self.first_loss = first_loss
 
     def forward(self, embedding: Tensor, labels: Tensor, first_input: Tensor | None = None) -> Tensor:
@@ -172,16 +221,25 @@ class AngularContrastiveLoss(nn.Module):
         labels : Tensor, shape (B,)
             Integers; the views of one clip have one number.
         first_input : Tensor, shape (B, C) or (B, D')
-            What the first loss looks at: logits for cross-entropy, projections z for InfoNCE. May be left out when alpha is 0.
+            What the first loss looks at: logits for cross-entropy, projections z for InfoNCE. May be left out
+            when alpha is 0.
+
+        Returns
+        -------
+        Tensor
+            alpha * first + (1 - alpha) * angular.
         """
         return self.terms(embedding, labels, first_input).total
 
     def terms(self, embedding: Tensor, labels: Tensor, first_input: Tensor | None = None) -> LossTerms:
         "Total, first and angular loss of a batch, which `forward` describes."
-        angular = angular_margin_loss(embedding, labels, margin_rad=self.margin_rad, reduction=self.reduction, constant=self.constant)
-        return _weighted_terms(self.alpha, None if first_input is None else self.first_loss(first_input, labels), angular)
+        first = None if first_input is None else self.first_loss(first_input, labels)
+        angular = angular_margin_loss(embedding, labels, margin_rad=self.margin_rad, reduction=self.reduction,
+                                      constant=self.constant)
+        return _weighted_terms(self.alpha, first, angular)
 
-    def extra_repr(self) -> str: return f"alpha={self.alpha}, margin_rad={self.margin_rad}, reduction={self.reduction!r}"
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha}, margin_rad={self.margin_rad}, reduction={self.reduction!r}"
 
 # %% ../nbs/02_losses.ipynb #2e68a398
 def info_nce(z: Tensor, labels: Tensor, *, temperature: float = 0.2) -> Tensor:
@@ -210,9 +268,14 @@ def info_nce(z: Tensor, labels: Tensor, *, temperature: float = 0.2) -> Tensor:
     ----------
     The paper's L1 in the self-supervised experiment; Chen et al. (2020), arXiv:2002.05709.
     """
-    if temperature <= 0: raise ValueError(f"temperature must be above 0, got {temperature}")
-    if labels.shape != z.shape[:1]: raise ValueError(f"labels must be {len(z)} integers, one for each row of z, got shape {tuple(labels.shape)}")
-    if z.dtype != torch.float64: z = z.float()
+    if temperature <= 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
+    if labels.shape != z.shape[:1]:
+        raise ValueError(
+            f"labels must be {len(z)} integers, one for each row of z, got shape {tuple(labels.shape)}"
+        )
+    if z.dtype != torch.float64:
+        z = z.float()
     with torch.autocast(z.device.type, enabled=False):
         z = F.normalize(z, dim=1)
         itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
@@ -242,7 +305,8 @@ class InfoNCE(nn.Module):
     """
     def __init__(self, temperature: float = 0.2):
         super().__init__()
-        if not temperature > 0: raise ValueError(f"temperature must be above 0, got {temperature!r}")
+        if not temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {temperature!r}")
         self.temperature = temperature
 
     def forward(self, z: Tensor, labels: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import time
+from importlib import metadata
 
 import nbformat
 import pytest
@@ -102,6 +103,77 @@ def test_nbdev_clean_keeps_the_parameters_tag_but_cleans(copy):
     path.write_text(json.dumps(notebook))
     nbdev("nbdev_clean", cwd=copy)
     assert path.read_text() == stored
+
+
+CLEAN = ["losses", "networks", "evaluation", "features", "augment", "results", "embedding_quality", "robust_losses", "inference", "workflow", "console", "mini"]  # modules without a finding; the list grows until it is the whole package
+
+
+def all_statement_lines(path):
+    """The lines of a module's `__all__`, which nbdev writes as long as it likes."""
+    for statement in ast.parse(path.read_text()).body:
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "__all__":
+            return range(statement.lineno, statement.end_lineno + 1)
+    return range(0)
+
+
+@pytest.mark.parametrize("module", CLEAN)
+def test_ruff_finds_nothing(module):
+    """pycodestyle, pyflakes and the order of imports, by docs/ruff.toml."""
+    path = ROOT / "acl_paper" / f"{module}.py"
+    done = run(command("ruff", "check", "--no-cache", "--config", ROOT / "docs" / "ruff.toml", "--output-format", "json", path))
+    assert done.returncode in (0, 1), done.stderr
+    generated = all_statement_lines(path)
+    found = [f"{module}.py:{f['location']['row']}: {f['code']} {f['message']}" for f in json.loads(done.stdout)
+             if not (f["code"] == "E501" and f["location"]["row"] in generated)]
+    assert found == [], "\n".join(found)
+
+
+def canonical(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def brought_by(requirements):
+    """The names of all packages that come with some requirements; of one that is not installed, the name alone."""
+    from packaging.requirements import Requirement
+
+    brought, waiting, seen = set(), [Requirement(text) for text in requirements], set()
+    while waiting:
+        requirement = waiting.pop()
+        name, extras = canonical(requirement.name), tuple(sorted(requirement.extras))
+        if (name, extras) in seen:
+            continue
+        seen.add((name, extras))
+        brought.add(name)
+        try:
+            needed = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:
+            continue
+        for each in map(Requirement, needed):
+            if each.marker is None or any(each.marker.evaluate({"extra": extra}) for extra in ("", *extras)):
+                waiting.append(each)
+    return brought
+
+
+def test_constraints_name_what_the_requirements_bring():
+    """No package more, none that is installed from a folder, and each with its exact version."""
+    settings = configparser.ConfigParser(delimiters=["="], interpolation=None)
+    settings.read(ROOT / "settings.ini")
+    requirements = [each for key, line in settings["DEFAULT"].items() if key.endswith("requirements") for each in line.split()]
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.]+", line)] == []
+    named = {canonical(line.split("==")[0]) for line in lines}
+    brought = brought_by(requirements)
+    unread = {name for name in named if name.startswith("snakemake-executor-plugin-slurm")}  # an extra: not installed everywhere
+    assert sorted(named - brought - unread) == []
+    assert "ruff" in named and "acl-paper" not in named
+
+    folders = {}
+    for package in metadata.distributions():
+        address = json.loads(package.read_text("direct_url.json") or "{}")
+        if "dir_info" in address:
+            folders[canonical(package.name)] = address["url"]
+    assert sorted(named & {*folders}) == []
+    assert sorted(brought & {*folders}) == []
 
 
 COLAB = [path for path in NOTEBOOKS if "colab-badge.svg" in path.read_text()]
