@@ -1,7 +1,7 @@
 # make demo        train and test on the embedded mini data set
 # make test        all tests
 # make test-notebooks   every notebook once more, slow cells too, each in a fresh kernel
-# make reproduce   the paper's table with its figures; the same command goes on after an interruption (SNAKEMAKE=-n: what is left to do)
+# make reproduce   the paper's table with its figures; the same command resumes after an interruption (SNAKEMAKE=-n: what is left to do)
 #                  PART=selfsupervised: pre-training, probes and their table instead; PART=all: both
 # make results     the table and the figures of the runs that are there (PART=selfsupervised: of the probes)
 # make docs        the site, in _build/html

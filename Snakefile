@@ -74,6 +74,16 @@ def run_notebook(settings):
     )
 
 
+def resumable(run):
+    "The shell text of a run, whose checkpoint is resumed only by the code, on the data and for the number of epochs it was made with."
+    return (
+        "folder=$(dirname {log.text}) made_with='{params.code}, {params.epochs} epochs, {params.features}'\n"
+        '[ "$(cat "$folder/checkpoint.of" 2> /dev/null)" = "$made_with" ] || rm -f "$folder/checkpoint.pt"\n'
+        'printf %s "$made_with" > "$folder/checkpoint.of"\n'
+        + run
+    )
+
+
 def collect_notebook():
     "The shell text of a notebook of results."
     return f"MPLBACKEND=agg {PAPERMILL} {{input.notebook}} {{log.notebook}} -r dataset {NAME} -r runs_dir {RUNS} -r figures_dir {FIGURES} > {{log.text}} 2>&1"
@@ -133,7 +143,7 @@ if "supervised" in TABLES:
         resources:  # megabytes: the patches are held once, for a moment twice
             mem_mb=lambda wildcards, attempt: attempt * (12_000 if LARGE and wildcards.subset in ("all", "noisy") else 4_000 if LARGE else 2_000),
             **gpu(CELL),
-        shell: run_notebook("-p alpha {wildcards.alpha} -p subset {wildcards.subset} -p seed {wildcards.seed} -p epochs {params.epochs}")
+        shell: resumable(run_notebook("-p alpha {wildcards.alpha} -p subset {wildcards.subset} -p seed {wildcards.seed} -p epochs {params.epochs}"))
 
     rule results:
         input:
@@ -180,11 +190,7 @@ if "selfsupervised" in TABLES:
         resources:  # megabytes: the frames are held once, and for a moment twice in float64
             mem_mb=lambda wildcards, attempt: attempt * (32_000 if LARGE else 2_000),
             **gpu(ENCODER),
-        shell:  # a checkpoint is gone on with only by the code, on the data and for the number of epochs it was made with
-            "folder=$(dirname {log.text}) made_with='{params.code}, {params.epochs} epochs, {params.features}'\n"
-            '[ "$(cat "$folder/checkpoint.of" 2> /dev/null)" = "$made_with" ] || rm -f "$folder/checkpoint.pt"\n'
-            'printf %s "$made_with" > "$folder/checkpoint.of"\n'
-            + run_notebook(f"{ENCODER_SETTINGS} -p epochs {{params.epochs}}")
+        shell: resumable(run_notebook(f"{ENCODER_SETTINGS} -p epochs {{params.epochs}}"))
 
     rule probe:
         input:
