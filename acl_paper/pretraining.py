@@ -8,8 +8,10 @@ __all__ = ['PRESETS', 'view_loss', 'PretrainConfig', 'preset_config', 'Pretraini
 
 # %% ../nbs/14_pretraining.ipynb #4067a246
 import copy, hashlib, json, math, time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 # %% ../nbs/14_pretraining.ipynb #cdd5468d
@@ -112,8 +114,11 @@ class Pretraining:
     device : torch.device
     clips : Tensor, optional
         Numbers of the clips that are trained on: a checkpoint of others is refused.
+    views : callable, optional
+        See `fit`.
     """
-    def __init__(self, config: PretrainConfig, scale: InputScale, n_classes: int, device: torch.device, clips: Tensor | None = None):
+    def __init__(self, config: PretrainConfig, scale: InputScale, n_classes: int, device: torch.device, clips: Tensor | None = None,
+                 views: Callable | None = None):
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(config.seed)
             encoder = make_encoder(config.encoder, n_classes, width=config.width)
@@ -125,6 +130,7 @@ class Pretraining:
         self.order, self.chance = torch.Generator().manual_seed(config.seed), torch.Generator(device).manual_seed(config.seed)
         self.history, self.best = [], None
         self.clips = torch.zeros(0) if clips is None else clips
+        self.views = views or partial(two_views, config=config.augment, patch_frames=config.patch_frames)
 
     @property
     def identity(self) -> dict:
@@ -164,7 +170,7 @@ def pretrain_epoch(run: Pretraining, data: ClipFrames) -> Tensor:
     run.encoder.train(), run.head.train()
     for rows in torch.randperm(len(data), generator=run.order).to(run.device).split(config.batch_size):
         if len(rows) < 2: continue
-        views = run.scale(two_views(data, rows, config.augment, patch_frames=config.patch_frames, generator=run.chance))
+        views = run.scale(run.views(data, rows, generator=run.chance))
         (z1, h1), (z2, h2) = map(run.networks, views.chunk(2))
         terms = loss.terms(torch.cat([h1, h2]), torch.arange(len(rows), device=run.device).repeat(2), torch.cat([z1, z2]))
         run.optimiser.zero_grad()
@@ -221,7 +227,7 @@ class Pretrained:
     best_epoch: int
 
 # %% ../nbs/14_pretraining.ipynb #e0daed03
-def fit(train: ClipFrames, validation: ClipFrames, config: PretrainConfig = PretrainConfig(), *, classes: list[str], features: FeatureConfig = SSL_FEATURES,
+def fit(train: ClipFrames, validation: ClipFrames, config: PretrainConfig = PretrainConfig(), *, classes: list[str], views: Callable | None = None, features: FeatureConfig = SSL_FEATURES,
         checkpoint: str | Path | None = None, checkpoint_every_s: float = 30.0, device: str = "auto", report_every_s: float | None = 2.0) -> Pretrained:
     """Pre-train an encoder, or resume where an earlier call stopped.
 
@@ -230,6 +236,7 @@ def fit(train: ClipFrames, validation: ClipFrames, config: PretrainConfig = Pret
     train : clips to learn from; their labels are not used.
     validation : labelled clips whose neighbours are watched.
     classes, features : class names by label, and the configuration the frames were made with; both are kept with the encoder.
+    views : ``views(data, rows, generator=...)`` returns two augmented patches of each of the clips `rows` of `data`, (2 B, T, F): first views, then second views. By default `two_views` with `config.augment`.
     checkpoint : file to write every `checkpoint_every_s` seconds, and to resume from where it exists; its folder is made.
     device : "auto", "cpu", "cuda" ...
     report_every_s : seconds between lines of progress; None for silence.
@@ -240,7 +247,7 @@ def fit(train: ClipFrames, validation: ClipFrames, config: PretrainConfig = Pret
     ValueError : when fewer than two clips are given, or the checkpoint is of another run.
     """
     _check_clips(train, validation, config)
-    run = Pretraining(config, fit_input_scale(train, released=config.released), len(classes), choose_device(device), train.clips)
+    run = Pretraining(config, fit_input_scale(train, released=config.released), len(classes), choose_device(device), train.clips, views)
     saved = Checkpoint(checkpoint, run, every_s=checkpoint_every_s)
     saved.load()
     patches = grid_patches(validation.to(run.device), run.scale, patch_frames=config.patch_frames, patch_hop=config.patch_hop)

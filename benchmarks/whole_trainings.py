@@ -23,9 +23,8 @@ from acl_paper.evaluation import clip_outputs
 from acl_paper.features import feature_store
 from acl_paper.losses import AngularContrastiveLoss
 from acl_paper.networks import ExactBatchNorm2d, PaperCNN
-from acl_paper.training import TrainConfig, fit, validation_losses
 from acl_paper.patches import make_split
-
+from acl_paper.training import TrainConfig, fit, validation_losses
 
 def plain_network(n_classes: int, dropout: float) -> PaperCNN:
     "The paper's network with PyTorch's own batch norm."
@@ -143,6 +142,34 @@ def compared(table: pd.DataFrame, way: str = "fit", other: str = "plain") -> pd.
             "n_seeds": len(wide),
         }
     return pd.DataFrame(rows).T
+
+
+def summarise(folder: str | Path) -> pd.DataFrame:
+    """All comparisons of a folder of tables; also written there as summary.csv.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Holds one CSV file for each data set and subset, made by this module.
+
+    Returns
+    -------
+    DataFrame
+        The rows of `compared`, each with the file's name (`trainings`) and the way that `fit` is compared with.
+    """
+    rows = []
+    for path in sorted(Path(folder).glob("*.csv")):
+        if path.name == "summary.csv":
+            continue
+        table = pd.read_csv(path)
+        for other in sorted(set(table.way) - {"fit"}):
+            result = compared(table, "fit", other).rename(columns={other: "other"})
+            result = result.rename_axis("measure").reset_index()
+            rows.append(result.assign(trainings=path.stem, compared_with=other))
+    columns = ["trainings", "compared_with", "measure", "fit", "other", "difference", "low", "high", "n_seeds"]
+    summary = pd.concat(rows)[columns]
+    summary.round(4).to_csv(Path(folder) / "summary.csv", index=False)
+    return summary
 
 
 @call_parse

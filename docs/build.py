@@ -21,7 +21,7 @@ REPOSITORY, BRANCH = "https://github.com/{user}/{repo}".format_map(settings["DEF
 BADGE = re.compile(r"\[!\[Open in Colab\]\(\S+\)\]\((\S+)\)")
 
 # The order in which a newcomer reads. A notebook that is not named here comes last in its section.
-WORKFLOW = ["train", "results", "pretrain", "probe", "results_selfsupervised"]
+WORKFLOW = ["train", "results", "pretrain", "probe", "results_selfsupervised", "change_it"]
 STUDIES = ["uniformity_tolerance", "audit", "benchmark"]
 
 # Quarto's cell options, which nbdev_docs honours too, as MyST-NB's cell tags
