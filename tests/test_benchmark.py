@@ -14,7 +14,7 @@ from helpers import ROOT, run
 from acl_paper.console import DatasetError
 from acl_paper.data import SUBSETS, load_clips, locate_dataset
 from acl_paper.evaluation import evaluate
-from acl_paper.features import extract_features, open_feature_store
+from acl_paper.features import extract_features
 from acl_paper.losses import AngularContrastiveLoss
 from acl_paper.networks import PaperCNN
 from acl_paper.training import TrainConfig, fit
@@ -202,6 +202,10 @@ def test_same_seed_same_weights_in_another_process(rehearsal):
     here = weights_after(make_split(store, clips, TrainConfig(subset="clean"))).sum().item()
     code = f"""
 import torch
+from acl_paper.data import load_clips
+from acl_paper.features import open_feature_store
+from acl_paper.patches import make_split
+from acl_paper.training import TrainConfig, fit
 torch.set_num_threads({torch.get_num_threads()})
 clips, store = load_clips({str(root)!r}), open_feature_store({str(store.path)!r})
 split = make_split(store, clips, TrainConfig(subset="clean"))
