@@ -272,8 +272,9 @@ def read_rows(path: str | Path) -> tuple[list[str], dict[int, list[str]]]:
     header = rows.pop(min(rows))
     for number, fields in rows.items():
         if len(fields) != len(header):
-            raise DatasetError(f"{path}: line {number} has {len(fields)} fields, the first line has {len(header)}: "
-                               f"{','.join(fields)}\nText that holds a comma must stand in quotes.")
+            raise DatasetError(f"{path}: line {number} has {len(fields)} fields, "
+                               f"the first line has {len(header)}: {','.join(fields)}\n"
+                               "Text that holds a comma must stand in quotes.")
     return header, rows
 
 # %% ../nbs/04_console.ipynb #10dbc8a0

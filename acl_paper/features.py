@@ -461,7 +461,7 @@ def _digest(lines):
 
 
 def _clip_names(clips):
-    "What clips are called: split and file name in FSDnoisy18k's layout, else their path, which stays when the split changes."
+    "Split and file name in FSDnoisy18k's layout; else the path, which stays when the split changes."
     return clips.path.where(clips.path == clips.fname, clips.split + "/" + clips.fname)
 
 

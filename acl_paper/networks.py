@@ -526,7 +526,8 @@ def register_network(name: str, network: Callable) -> None:
     name : str
         What `TrainConfig.network` then may be.
     network : callable
-        ``network(n_classes, patch_shape, **settings)`` returns a module that gives `NetworkOutput`; ``patch_shape`` is (T, F).
+        ``network(n_classes, patch_shape, **settings)`` returns a module that gives `NetworkOutput`;
+        ``patch_shape`` is (T, F).
     """
     NETWORKS[name] = network
 
@@ -550,7 +551,8 @@ def make_network(name: str, n_classes: int, patch_shape: tuple[int, int], **sett
     ValueError
         for a name that is not known.
     """
-    if name in NETWORKS: return NETWORKS[name](n_classes, patch_shape, **settings)
+    if name in NETWORKS:
+        return NETWORKS[name](n_classes, patch_shape, **settings)
     check_network_name(name)
     return load_object(name)(n_classes, patch_shape, **settings)
 
@@ -558,11 +560,12 @@ def make_network(name: str, n_classes: int, patch_shape: tuple[int, int], **sett
 def check_network_name(name: str) -> None:
     "A ValueError unless a network of that name is registered or the name is an import path."
     if name not in NETWORKS and ":" not in name:
-        raise ValueError(f"there is no network {name!r}; choose one of {', '.join(NETWORKS)}, or give an import path such as my_nets:Tiny")
+        raise ValueError(f"there is no network {name!r}; choose one of {', '.join(NETWORKS)}, "
+                         "or give an import path such as my_nets:Tiny")
 
 # %% ../nbs/10_networks.ipynb #dd2292fd
 def placed(network: nn.Module, device: torch.device | str) -> nn.Module:
-    "The network on a device; in channels_last if its batch norms are `ExactBatchNorm2d`, else in the layout that it has."
+    "The network on a device; in channels_last if its batch norms are exact in it, else as it is laid out."
     exact = any(isinstance(module, ExactBatchNorm2d) for module in network.modules())
     return network.to(device, memory_format=torch.channels_last) if exact else network.to(device)
 
