@@ -111,6 +111,26 @@ def read_config(folder: str | Path) -> dict:
         config[section] = json.loads(json.dumps(asdict(kind(**settings)))) | others
     return config
 
+# %% ../nbs/17_runs.ipynb #d208802e
+def _begin(folder, config, about, history):
+    "The folder, made, no longer complete, with config.json and history.csv."
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder/"metrics.json").unlink(missing_ok=True)
+    (folder/"encoder.safetensors").unlink(missing_ok=True)  # the weights of a run of the first edition in this place
+    config = config | {"versions": software_versions()} | (about or {})
+    write_atomically(folder/"config.json", json.dumps(config, indent=1))
+    write_atomically(folder/"history.csv", history.to_csv(index=False))
+    return folder
+
+
+def _require(folder, kind, *names):
+    "The folder as a path; a FileNotFoundError that names the first file it lacks."
+    for name in names:
+        if not (Path(folder)/name).is_file():
+            raise FileNotFoundError(f"{folder} is not a finished {kind}: it has no {name}")
+    return Path(folder)
+
 # %% ../nbs/17_runs.ipynb #4d8f75cb
 def save_training(folder: str | Path, trained: TrainedModel, *, about: dict | None = None) -> None:
     """Write config.json, history.csv and model.safetensors of a run; an older run's metrics.json is removed first.
@@ -119,12 +139,8 @@ def save_training(folder: str | Path, trained: TrainedModel, *, about: dict | No
     ----------
     about : further facts for config.json (data set, device, counts).
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder/"metrics.json").unlink(missing_ok=True)
-    config = {"training": asdict(trained.config), "features": asdict(trained.features), "classes": trained.classes, "versions": software_versions()} | (about or {})
-    write_atomically(folder/"config.json", json.dumps(config, indent=1))
-    write_atomically(folder/"history.csv", trained.history.to_csv(index=False))
+    config = {"training": asdict(trained.config), "features": asdict(trained.features), "classes": trained.classes}
+    folder = _begin(folder, config, about, trained.history)
     tensors = {f"model.{name}": t.contiguous() for name, t in trained.model.state_dict().items()}
     tensors |= {f"scaler.{name}": torch.from_numpy(getattr(trained.scaler, name)) for name in ("mean", "scale")}
     write_atomically(folder/"model.safetensors", safetensors.torch.save(tensors))
@@ -146,9 +162,7 @@ def load_trained(folder: str | Path, *, network: Callable | None = None) -> Trai
     ValueError
         when the run's network cannot be imported, with its path.
     """
-    folder = Path(folder)
-    for name in ("config.json", "history.csv", "model.safetensors"):
-        if not (folder/name).is_file(): raise FileNotFoundError(f"{folder} is not a finished run folder: it has no {name}")
+    folder = _require(folder, "run folder", "config.json", "history.csv", "model.safetensors")
     config = read_config(folder)
     training, features = TrainConfig(**config["training"]), FeatureConfig(**config["features"])
     model = _rebuilt(network, training, len(config["classes"]), features.n_mels, folder)
@@ -199,13 +213,10 @@ def save_pretrained(folder: str | Path, pretrained: Pretrained, *, about: dict |
     ----------
     about : further facts for config.json (data set, device, counts).
     """
-    folder, history = Path(folder), pretrained.history
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder/"metrics.json").unlink(missing_ok=True)
-    config = {"pretraining": asdict(pretrained.config), "features": asdict(pretrained.features), "classes": pretrained.classes, "best_epoch": pretrained.best_epoch,
-              "versions": software_versions()} | (about or {})
-    write_atomically(folder/"config.json", json.dumps(config, indent=1))
-    write_atomically(folder/"history.csv", history.to_csv(index=False))
+    history = pretrained.history
+    config = {"pretraining": asdict(pretrained.config), "features": asdict(pretrained.features),
+              "classes": pretrained.classes, "best_epoch": pretrained.best_epoch}
+    folder = _begin(folder, config, about, history)
     tensors = {f"{name}.{key}": value.contiguous() for name in ("encoder", "head") for key, value in getattr(pretrained, name).state_dict().items()}
     tensors["scale"] = torch.tensor(pretrained.scale, dtype=torch.float64)
     write_atomically(folder/"model.safetensors", safetensors.torch.save(tensors))
@@ -218,11 +229,10 @@ def save_pretrained(folder: str | Path, pretrained: Pretrained, *, about: dict |
 # %% ../nbs/17_runs.ipynb #e2b70016
 def load_pretrained(folder: str | Path) -> Pretrained:
     "The encoder of a run folder, ready to use."
-    folder = Path(folder)
-    weights = folder/("encoder.safetensors" if (folder/"encoder.safetensors").is_file() else "model.safetensors")  # the first edition's name
-    for path in (folder/"config.json", folder/"history.csv", weights):
-        if not path.is_file(): raise FileNotFoundError(f"{folder} is not a finished pre-training run: it has no {path.name}")
-    stored, tensors = read_config(folder), safetensors.torch.load_file(weights)
+    old = not (Path(folder)/"model.safetensors").is_file() and (Path(folder)/"encoder.safetensors").is_file()
+    weights = "encoder.safetensors" if old else "model.safetensors"  # the first edition's name, and today's
+    folder = _require(folder, "pre-training run", "config.json", "history.csv", weights)
+    stored, tensors = read_config(folder), safetensors.torch.load_file(folder/weights)
     config = PretrainConfig(**stored["pretraining"])
     encoder = make_encoder(config.encoder, len(stored["classes"]), width=config.width).eval()
     parts = {"encoder": encoder, "head": ProjectionHead(encoder.embedding_size).eval()}
@@ -233,14 +243,10 @@ def load_pretrained(folder: str | Path) -> Pretrained:
 # %% ../nbs/17_runs.ipynb #6d5fe8a9
 def save_probe(folder: str | Path, probe: Probe, predictions: pd.DataFrame, *, about: dict | None = None) -> dict:
     """Write config.json, history.csv, model.safetensors, predictions.csv and, last, metrics.json of a probe; returns the metrics."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder/"metrics.json").unlink(missing_ok=True)
     before = probe.pretrained
-    config = {"probe": asdict(probe.config), "pretraining": asdict(before.config) | {"best_epoch": before.best_epoch}, "features": asdict(before.features),
-              "classes": before.classes, "scale": list(before.scale), "versions": software_versions()} | (about or {})
-    write_atomically(folder/"config.json", json.dumps(config, indent=1))
-    write_atomically(folder/"history.csv", probe.history.to_csv(index=False))
+    config = {"probe": asdict(probe.config), "pretraining": asdict(before.config) | {"best_epoch": before.best_epoch},
+              "features": asdict(before.features), "classes": before.classes, "scale": list(before.scale)}
+    folder = _begin(folder, config, about, probe.history)
     write_atomically(folder/"model.safetensors", safetensors.torch.save({name: t.contiguous() for name, t in probe.encoder.state_dict().items()}))
     write_atomically(folder/"predictions.csv", predictions.to_csv(index=False, float_format="%.6g"))
     metrics = all_accuracies(predictions) | {"best_epoch": probe.best_epoch, "epochs": len(probe.history), "pretrained_epochs": before.best_epoch}
@@ -256,9 +262,7 @@ def load_probe(folder: str | Path) -> Probe:
     FileNotFoundError
         when the folder is not a finished probe, naming what it lacks.
     """
-    folder = Path(folder)
-    for name in ("config.json", "history.csv", "model.safetensors"):
-        if not (folder/name).is_file(): raise FileNotFoundError(f"{folder} is not a finished probe: it has no {name}")
+    folder = _require(folder, "probe", "config.json", "history.csv", "model.safetensors")
     stored = read_config(folder)
     best_epoch = stored["pretraining"].pop("best_epoch", None)
     before = PretrainConfig(**stored["pretraining"])
@@ -284,9 +288,7 @@ def load_run(folder: str | Path, *, network: Callable | None = None) -> TrainedM
     FileNotFoundError
         when the folder is not a finished run.
     """
-    folder = Path(folder)
-    if not (folder/"config.json").is_file(): raise FileNotFoundError(f"{folder} is not a run folder: it has no config.json")
-    config = read_config(folder)
+    config = read_config(_require(folder, "run folder", "config.json"))
     if "probe" in config: return load_probe(folder)
     return load_pretrained(folder) if "pretraining" in config else load_trained(folder, network=network)
 

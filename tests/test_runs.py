@@ -18,7 +18,7 @@ from helpers import ROOT, command, environment, make_data_set, run
 from acl_paper.pretraining import PretrainConfig
 from acl_paper.probing import ProbeConfig
 from acl_paper.results import collect_runs
-from acl_paper.runs import load_run, load_trained
+from acl_paper.runs import load_run, load_trained, save_pretrained
 from acl_paper.training import TrainConfig
 from acl_paper.workflow import differences
 
@@ -38,6 +38,16 @@ def test_a_pretraining_of_the_first_edition():
     assert run_of_then.config == PretrainConfig(alpha=0.3, width=8, epochs=2, batch_size=64, n_neighbours=20, evaluate_every=5)
     assert {"train_loss", "train_first", "train_angular", "validation_accuracy"} <= set(run_of_then.history)
     assert run_of_then.head(run_of_then.encoder(torch.zeros(2, 1, 101, 96)).embedding).shape == (2, 512)
+
+
+def test_a_pretraining_made_again_in_a_folder_of_the_first_edition_is_the_new_one(tmp_path):
+    folder = shutil.copytree(FIRST_EDITION / "pretraining", tmp_path / "run")
+    again = load_run(folder)
+    with torch.no_grad():
+        again.head.layers[0].weight.zero_()
+    again.best_epoch = 1
+    save_pretrained(folder, again)
+    assert not load_run(folder).head.layers[0].weight.any()
 
 
 def test_a_probe_of_the_first_edition():
