@@ -23,7 +23,7 @@ from scipy.stats import binomtest, bootstrap
 from torch import Tensor
 
 # %% ../nbs/12_evaluation.ipynb #f40bb72d
-from .networks import NetworkOutput
+from .networks import NetworkOutput, placed
 from .patches import Patches
 
 # %% ../nbs/12_evaluation.ipynb #bd10ed03
@@ -207,7 +207,7 @@ def evaluate(trained, patches: Patches, fnames: pd.Series, *,
         One row per clip in the same order.
     """
     device = choose_device(device)
-    model = trained.model.to(device, memory_format=torch.channels_last)
+    model = placed(trained.model, device)
     patches = patches.to(device)
     with tuned(trained.config.precision):
         outputs = clip_outputs(*outputs_of(model, patches, precision=trained.config.precision), patches)

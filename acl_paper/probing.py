@@ -19,8 +19,8 @@ from torch import nn
 from .losses import check_setting
 from .console import Progress
 from .data import select_subset, split_clips
-from .patches import ClipFrames, grid_patches, random_patches
-from .networks import Encoder
+from .patches import ClipFrames, check_whole_number, grid_patches, random_patches
+from .networks import Encoder, placed
 from .evaluation import choose_device, clip_outputs, outputs_of, prediction_table, tuned
 from .pretraining import Pretrained
 
@@ -51,7 +51,7 @@ class ProbeConfig:
         if self.learning_rate is None: object.__setattr__(self, "learning_rate", {"linear": 0.1}.get(self.task, 0.01))
         for name, allowed in dict(task=("linear", "finetune"), subset=("noisy", "clean")).items():
             check_setting(getattr(self, name) in allowed, name, f"one of {', '.join(allowed)}", getattr(self, name))
-        for name in ("epochs", "batch_size"): check_setting(type(getattr(self, name)) is int and getattr(self, name) >= 1, name, "a whole number from 1", getattr(self, name))
+        for name in ("epochs", "batch_size"): check_whole_number(self, name)
 
 # %% ../nbs/15_probing.ipynb #e2b70017
 def probe_clips(clips: pd.DataFrame, config: ProbeConfig = ProbeConfig()) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -133,7 +133,7 @@ def fit(pretrained: Pretrained, train: ClipFrames, validation: ClipFrames, confi
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         encoder.classifier = nn.Linear(encoder.embedding_size, len(pretrained.classes))
-    encoder, train, validation = encoder.to(device, memory_format=torch.channels_last), train.to(device), validation.to(device)
+    encoder, train, validation = placed(encoder, device), train.to(device), validation.to(device)
     def patches_of(data): return grid_patches(data, pretrained.scale, patch_frames=before.patch_frames, patch_hop=before.patch_hop)
     if config.task == "linear": encoder.requires_grad_(False).classifier.requires_grad_(True)
     whole = config.task == "finetune" or config.released
@@ -185,7 +185,7 @@ def probe_predictions(probe: Probe, data: ClipFrames, fnames: pd.Series, *, devi
     """
     before, device = probe.pretrained.config, choose_device(device)
     patches = grid_patches(data.to(device), probe.pretrained.scale, patch_frames=before.patch_frames, patch_hop=before.patch_hop)
-    encoder = copy.deepcopy(probe.encoder).to(device, memory_format=torch.channels_last)
+    encoder = placed(copy.deepcopy(probe.encoder), device)
     with tuned("float32"): outputs = clip_outputs(*outputs_of(encoder, patches), patches)
     table = prediction_table(outputs, fnames, probe.pretrained.classes)
     table.insert(3, "n_patches", outputs.n_patches.tolist())
