@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 # %% ../nbs/11_augment.ipynb #72b3933d
+from .losses import check_setting
 from .patches import ClipFrames, random_patches
 
 # %% ../nbs/11_augment.ipynb #6ffd4b2f
@@ -228,21 +229,16 @@ class AugmentConfig:
 
     def __post_init__(self):
         for name in ("mix_level", "noise"):
-            _check(0 <= getattr(self, name) < 1, name, "in [0, 1)", getattr(self, name))
-        _check(0 < self.compression <= 1, "compression", "in (0, 1]", self.compression)
+            check_setting(0 <= getattr(self, name) < 1, name, "in [0, 1)", getattr(self, name))
+        check_setting(0 < self.compression <= 1, "compression", "in (0, 1]", self.compression)
         smallest, largest = self.crop_scale
         right = 0 < smallest <= largest <= 1
-        _check(right, "crop_scale", "two shares in (0, 1], the smaller first", self.crop_scale)
+        check_setting(right, "crop_scale", "two shares in (0, 1], the smaller first", self.crop_scale)
         narrowest, widest = self.crop_ratio
         right = 0 < narrowest <= widest
-        _check(right, "crop_ratio", "two positive ratios, the smaller first", self.crop_ratio)
+        check_setting(right, "crop_ratio", "two positive ratios, the smaller first", self.crop_ratio)
         for name in ("time_shift_frames", "band_shift", "n_masks", "mask_width"):
-            _check(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
-
-
-def _check(right, name, expected, value):
-    if not right:
-        raise ValueError(f"{name} must be {expected}, got {value!r}")
+            check_setting(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
 
 # %% ../nbs/11_augment.ipynb #10ab3f5e
 def augment(patches: Tensor, backgrounds: Tensor, config: AugmentConfig = AugmentConfig(), *,
