@@ -55,9 +55,3 @@ def _partials(rng, n_frames, spacing, rate):
 def _store(name, clips, n_frames, frames, frames_per_s):
     table = clips[["split", "fname"]].assign(offset=np.cumsum(n_frames) - n_frames, n_frames=n_frames, duration_s=n_frames / frames_per_s, problem="")
     return FeatureStore(Path(name), FeatureConfig(n_mels=frames.shape[1]), table, frames.astype(np.float32))
-
-
-def message(call, *arguments, **settings):
-    "The text of the ValueError that a call raises; None if it raises none."
-    try: call(*arguments, **settings)
-    except ValueError as error: return str(error)
