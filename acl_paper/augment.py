@@ -93,13 +93,13 @@ def crop_boxes(n: int, n_frames: int, n_mels: int, *, scale: tuple[float, float]
     left = _start_within(draw(0, 1)[:, 0], bands, n_mels)
     return torch.stack([top, left, frames, bands], dim=1)
 
-
+# %% ../nbs/11_augment.ipynb #48b2da85
 def _first_that_fits(sizes, fits, whole):
     "Of each row of `sizes` (n, 10) the first that `fits`, or the whole axis where none does."
     first = fits.float().argmax(1, keepdim=True)  # of equal values the first
     return torch.where(fits.any(1), sizes.gather(1, first)[:, 0], whole)
 
-
+# %% ../nbs/11_augment.ipynb #704cfaa7
 def _start_within(share, size, whole):
     "Where a box of `size` (n,) begins on an axis of `whole` values, from a uniform number in [0, 1)."
     return torch.minimum((share * (whole - size + 1)).floor(), whole - size)

@@ -388,7 +388,7 @@ def load_object(path: str) -> object:
     except AttributeError:
         raise ImportError(f"{path!r} cannot be imported: the module {module_name} has no {name!r}.") from None
 
-
+# %% ../nbs/04_console.ipynb #fc8c2e5e
 def _import_module(name: str, path: str):
     "The module of that name, which may lie in the working directory; `path` is what was asked for."
     here = os.getcwd()

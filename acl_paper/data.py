@@ -279,12 +279,12 @@ def _parts(clips: pd.DataFrame) -> dict[str, pd.Series]:
             parts.setdefault(name, train & words.map(lambda some: name in some))
     return parts | {"test": ~train}
 
-
+# %% ../nbs/05_data.ipynb #a498e29e
 def subset_names(clips: pd.DataFrame) -> list[str]:
     "The subsets that a table has: the paper's four for FSDnoisy18k, ``all`` for a plain table."
     return list(_parts(clips))[:-1]
 
-
+# %% ../nbs/05_data.ipynb #fc5ed0a7
 def select_subset(clips: pd.DataFrame, subset: str) -> pd.DataFrame:
     """Select the training clips of one subset.
 
@@ -543,7 +543,7 @@ def locate_dataset(dataset: str = "auto", data_dir: str | Path | None = None) ->
     name = _name_of(root, None if dataset == "auto" else dataset)
     return DatasetLocation(name, root, bool((read_description(root) or {}).get("synthetic", False)))
 
-
+# %% ../nbs/05_data.ipynb #c6e00623
 def _locate_generated(name: str, data_dir: str | Path | None) -> DatasetLocation:
     "A set of `GENERATED`, in `data_dir` or in the project's ``data`` folder; made now where it is not there."
     root = Path(data_dir).expanduser() if data_dir else project_root() / "data" / name

@@ -291,7 +291,7 @@ def load_published_embeddings(folder: str | Path, *,
     z = _both_views(batches, "z")
     return PublishedEmbeddings(temperature, alpha, h, z, labels)
 
-
+# %% ../nbs/16_embedding_quality.ipynb #e03138ea
 def _both_views(batches, key):
     "The vectors of both views, (2, N, D)."
     views = []
@@ -318,7 +318,7 @@ def published_quality(embeddings: PublishedEmbeddings) -> dict[str, float]:
         "tolerance": tolerance(both_views, np.tile(embeddings.labels, 2)),
     }
 
-
+# %% ../nbs/16_embedding_quality.ipynb #47130e7f
 def published_quality_table(folder: str | Path, *, checksums: str | Path | None = None) -> pd.DataFrame:
     """The two numbers for every model that is found in a folder.
 

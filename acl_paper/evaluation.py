@@ -68,7 +68,7 @@ def tuned(precision):
         torch.backends.cudnn.benchmark = before_search
         _keep_freed_memory(False)
 
-
+# %% ../nbs/12_evaluation.ipynb #c8f334fb
 def _keep_freed_memory(keep):
     """Ask glibc to keep freed memory of any size, or to go back to its own limits.
 
@@ -183,7 +183,7 @@ def prediction_table(outputs: ClipOutputs, fnames: pd.Series, classes: list[str]
     })
     return pd.concat([table, pd.DataFrame(probabilities, columns=classes)], axis=1)
 
-
+# %% ../nbs/12_evaluation.ipynb #2cce7667
 def evaluate(trained, patches: Patches, fnames: pd.Series, *,
              device: str = "auto") -> tuple[pd.DataFrame, np.ndarray]:
     """Predictions of a trained network for test patches.
@@ -406,7 +406,7 @@ def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> float:
     only_b = int(np.sum(~right_a & right_b))
     return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
-
+# %% ../nbs/12_evaluation.ipynb #1b0bc30c
 def paired_difference(right_a: np.ndarray, right_b: np.ndarray, *, confidence: float = 0.95,
                       n_resamples: int = 9_999, seed: int = 0) -> Proportion:
     """Mean of a - b over clips with a percentile bootstrap interval over clips.

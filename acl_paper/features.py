@@ -294,7 +294,7 @@ def log_mel(y: np.ndarray, config: FeatureConfig = FeatureConfig(), *, mean: flo
         mel[i:i + block_frames] = np.log10(energies[rows] + config.log_offset)
     return mel
 
-
+# %% ../nbs/08_features.ipynb #c131ed82
 def clip_log_mel(samples: np.ndarray, config: FeatureConfig = FeatureConfig()) -> np.ndarray:
     """Log-mel spectrogram of a recording (n,) of any level and length.
 
@@ -417,14 +417,14 @@ def _extract_clip(path, config):
         return np.empty((0, config.n_mels), np.float32), 0.0, "", str(error).split(": ", 1)[1]
     return clip_log_mel(samples, config), len(samples) / config.sample_rate, note, ""
 
-
+# %% ../nbs/08_features.ipynb #b62dc1c7
 def _extract_group(paths, config, target):
     "Extract the clips of one group into `target`; returns their number."
     frames, durations, notes, problems = zip(*(_extract_clip(path, config) for path in paths))
     write_group(target, frames, duration_s=durations, note=notes, problem=problems)
     return len(paths)
 
-
+# %% ../nbs/08_features.ipynb #4053c9fa
 def write_group(target: Path, frames: list[np.ndarray], **table) -> None:
     """Write the frames and the table of some clips into an HDF5 file.
 
@@ -611,7 +611,7 @@ def assemble_store(path: Path, clips: pd.DataFrame, config: FeatureConfig, group
     os.replace(beside, path)
     _warn(_read_all(groups, "note"), table["problem"])
 
-
+# %% ../nbs/08_features.ipynb #0f57b520
 def _store_table(clips, groups):
     "The columns of the clip table, in the order in which the store has them."
     n_frames = _read_all(groups, "n_frames")

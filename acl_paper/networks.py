@@ -517,7 +517,7 @@ NETWORKS = {
     "crnn": lambda n_classes, patch_shape: CRNN(n_classes),
 }
 
-
+# %% ../nbs/10_networks.ipynb #332a5cc7
 def register_network(name: str, network: Callable) -> None:
     """Make a network known by a name.
 
@@ -531,7 +531,7 @@ def register_network(name: str, network: Callable) -> None:
     """
     NETWORKS[name] = network
 
-
+# %% ../nbs/10_networks.ipynb #3f22b4c5
 def make_network(name: str, n_classes: int, patch_shape: tuple[int, int], **settings) -> nn.Module:
     """A new network.
 
@@ -556,7 +556,7 @@ def make_network(name: str, n_classes: int, patch_shape: tuple[int, int], **sett
     check_network_name(name)
     return load_object(name)(n_classes, patch_shape, **settings)
 
-
+# %% ../nbs/10_networks.ipynb #5c3d4003
 def check_network_name(name: str) -> None:
     "A ValueError unless a network of that name is registered or the name is an import path."
     if name not in NETWORKS and ":" not in name:

@@ -48,7 +48,7 @@ def published_supervised() -> pd.DataFrame:
 class MixedRunsError(ValueError):
     "Run folders that must not stand in one table; the message lists what differs."
 
-
+# %% ../nbs/18_results.ipynb #e4244367
 def collect_runs(runs_dir: str | Path, dataset: str, *, first_loss: str = "cross_entropy") -> pd.DataFrame:
     """One row for each finished run of a data set.
 
@@ -83,7 +83,7 @@ def collect_runs(runs_dir: str | Path, dataset: str, *, first_loss: str = "cross
     _refuse_mixtures(runs)
     return _sorted_by(runs, runs.subset.map(SUBSETS.index), ["alpha", "seed"])
 
-
+# %% ../nbs/18_results.ipynb #654f454e
 def _sorted_by(table, first, others):
     "The rows in the order of the numbers `first`, then of the columns `others`."
     ordered = table.assign(order=first).sort_values(["order", *others])
@@ -125,11 +125,11 @@ def find_dataset_with_runs(runs_dir: str | Path, pattern: str = SUPERVISED_RUNS)
         raise ValueError(f"there are runs of {', '.join(found)}; say which: -r dataset NAME")
     return found[0]
 
-
+# %% ../nbs/18_results.ipynb #6ee80b18
 def _read_json(path):
     return json.loads(path.read_text())
 
-
+# %% ../nbs/18_results.ipynb #1c6d4d93
 def _read_run(folder):
     "One row of `collect_runs`."
     config = read_config(folder)
@@ -138,7 +138,7 @@ def _read_run(folder):
     row = settings | {"folder": folder, "synthetic": synthetic, "config": config}
     return row | _read_json(folder/"metrics.json")
 
-
+# %% ../nbs/18_results.ipynb #020df219
 def _nothing_found(root):
     "What to say where no run is finished: what is there instead, and how to make one."
     unfinished = len(list(root.glob("*/alpha=*/seed=*")))
@@ -151,18 +151,18 @@ def _nothing_found(root):
     return (message + ".\nMake one with: papermill nbs/train.ipynb out.ipynb -p alpha 0.5 -p subset clean"
             "   or all with: make reproduce")
 
-
+# %% ../nbs/18_results.ipynb #4e610381
 def _prefixed(prefix, settings, without=()):
     return {f"{prefix}.{name}": value for name, value in settings.items() if name not in without}
 
-
+# %% ../nbs/18_results.ipynb #a1d00419
 def _of_data(config):
     "The settings of features and data, by name."
     dataset = config.get("dataset", {})
     named = {f"dataset.{name}": dataset.get(name) for name in ("name", "source")}
     return _prefixed("features", config["features"]) | {"classes": config["classes"]} | named
 
-
+# %% ../nbs/18_results.ipynb #a3d10e22
 def _same_for_all(config):
     "What must be equal in every run of a table, by name."
     return _prefixed("training", config["training"], ("alpha", "subset", "seed")) | _of_data(config)
@@ -214,7 +214,7 @@ def prediction_interval(values: np.ndarray, n_clips: int) -> tuple[float, float]
     interval = wilson(round(mean * n_clips), n_clips)
     return float(interval.low), float(interval.high)
 
-
+# %% ../nbs/18_results.ipynb #f17d76eb
 def verdict(published: float, values: np.ndarray, *, n_clips: int, published_gain: float = 0.0,
             gain: float = 0.0) -> str:
     """Whether a published accuracy was found again.
@@ -274,7 +274,7 @@ def results_table(runs: pd.DataFrame, *, dataset: str) -> pd.DataFrame:
             rows.append(_result_row(subset, alpha, cells, published, n_clips, comparable))
     return pd.DataFrame(rows).assign(dataset=dataset, synthetic=bool(runs.synthetic.any()))
 
-
+# %% ../nbs/18_results.ipynb #6d41bffa
 def _result_row(subset, alpha, cells, published, n_clips, comparable):
     "One row of `results_table`, from the accuracies `cells[subset, alpha]` of all seeds."
     values = cells.get((subset, alpha), np.array([]))
@@ -360,7 +360,7 @@ def compare_with_baseline(runs: pd.DataFrame) -> pd.DataFrame:
     columns = ["subset", "alpha", "n_seeds", "difference", "low", "high", "mcnemar_median", "n_significant"]
     return pd.DataFrame(rows, columns=columns)
 
-
+# %% ../nbs/18_results.ipynb #f202e436
 def _right_by_clip(runs):
     "By subset, alpha and seed: whether each test clip is right, (K,) booleans."
     tables = {(run.subset, run.alpha, run.seed): load_predictions(run.folder) for run in runs.itertuples()}
@@ -369,7 +369,7 @@ def _right_by_clip(runs):
         raise MixedRunsError("the runs were tested on different clips; they cannot be compared clip by clip")
     return {key: (table.truth == table.prediction).to_numpy() for key, table in tables.items()}
 
-
+# %% ../nbs/18_results.ipynb #045655fe
 def _compare_subset(right):
     "One row for each alpha but 1 of a subset, from `right[alpha, seed]`, (K,) booleans."
     seeds = _seeds_shared_with_baseline(right)
@@ -390,7 +390,7 @@ def _compare_subset(right):
         })
     return rows
 
-
+# %% ../nbs/18_results.ipynb #eefe6589
 def _seeds_shared_with_baseline(right):
     "For each alpha but 1, ascending, the seeds that alpha = 1 has too."
     by_alpha = {}
@@ -399,7 +399,7 @@ def _seeds_shared_with_baseline(right):
     baseline = by_alpha.pop(1.0, set())
     return {alpha: sorted(baseline & by_alpha[alpha]) for alpha in sorted(by_alpha)}
 
-
+# %% ../nbs/18_results.ipynb #be1be1ff
 def _corrected_p_values(right, seeds):
     "McNemar's p-values by seed (rows) and alpha (columns), corrected by Holm over the alphas of a seed."
     p_values = {}
@@ -580,7 +580,7 @@ def probes_table(probes: pd.DataFrame, *, dataset: str) -> pd.DataFrame:
     table = pd.DataFrame(rows).reindex(columns=columns)
     return table.assign(dataset=dataset, synthetic=bool(probes.synthetic.any()))
 
-
+# %% ../nbs/18_results.ipynb #0a174993
 def _published_curve(published, probe, temperature, measure):
     "The paper's accuracies by alpha; missing where a measure was not published, empty at other temperatures."
     if temperature != PUBLISHED_TEMPERATURE:
@@ -588,7 +588,7 @@ def _published_curve(published, probe, temperature, measure):
     name = f"{PUBLISHED_PROBES[probe]}_{measure}"
     return published[name] if name in published else pd.Series(np.nan, published.index)
 
-
+# %% ../nbs/18_results.ipynb #f97130c8
 def _curve_rows(accuracies, paper, n_clips, comparable):
     "One row for each alpha that was run or published; both are indexed by it."
     cells = {("curve", alpha): group.to_numpy() for alpha, group in accuracies.groupby(level="alpha")}

@@ -356,7 +356,7 @@ class Checkpoint:
         write_atomically(self.path, content.getvalue())
         self.saved = time.monotonic()
 
-
+# %% ../nbs/13_training.ipynb #a798f404
 def _differences(stored: dict, wanted: dict) -> list[str]:
     "In words, what two identities differ in."
     stored, wanted = ({**identity, **identity.get("settings", {})} for identity in (stored, wanted))

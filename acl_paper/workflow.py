@@ -134,7 +134,7 @@ class TableData:
             wanted["source"] = self.source.removeprefix("audio ")
         return wanted
 
-
+# %% ../nbs/20_workflow.ipynb #cbdb9183
 def table_data(dataset: str = "auto", data_dir: str | Path | None = None) -> TableData:
     "What `acl_paper.data.locate_dataset` would find, without making the mini data set."
     name = dataset.casefold()
@@ -624,7 +624,7 @@ def acl_reproduce(data: str = None,  # the data set's folder (else $ACL_DATA, da
         raise SystemExit(f"acl_reproduce: {error}")
     os.execv(command[0], command)
 
-
+# %% ../nbs/20_workflow.ipynb #6292c10c
 def _clear_locks(command):
     """Make sure that no driver is at work, and remove what a dead one left locked.
 
