@@ -27,7 +27,7 @@ from .robust_losses import FIRST_LOSSES, first_loss
 from .console import Progress, load_object, write_atomically
 from .features import FeatureConfig
 from .patches import Patches, Scaler, Split, SplitConfig, check_whole_number
-from .networks import PaperCNN, check_network_name, make_network, placed
+from .networks import check_network_name, make_network, placed
 from .evaluation import autocast, choose_device, outputs_of, tuned
 
 # %% ../nbs/13_training.ipynb #8f42b239
@@ -201,10 +201,10 @@ class TrainedModel:
     ----------
     model : in evaluation mode, on the CPU.
     scaler, classes, features, config : as the model was trained with.
-    history : DataFrame with a row an epoch.
+    history : DataFrame with one row per epoch.
     best_epoch : the epoch (from 1) the kept weights come from.
     """
-    model: PaperCNN
+    model: nn.Module
     scaler: Scaler
     classes: list[str]
     features: FeatureConfig
@@ -254,7 +254,8 @@ def first_step(split: Split, config: TrainConfig = TrainConfig(), *, network: Ca
     made = network(len(split.classes), (config.patch_frames, n_mels)) if network else network_of(config, len(split.classes), n_mels)
     made = placed(made, device)
     made_optimiser = optimiser(made.parameters()) if optimiser else optimiser_of(config, made.parameters(), device)
-    ours = network is None and optimiser is None and config.optimiser == "adam"
+    named = (config.network, config.loss, config.first_loss, config.optimiser)
+    ours = not (network or loss or optimiser) and not any(":" in name for name in named)  # what is not may read values back: never recorded
     return TrainingStep(made, split.train, loss or loss_of(config), made_optimiser, precision=config.precision, record=ours)
 
 # %% ../nbs/13_training.ipynb #3e315bf3
@@ -278,8 +279,9 @@ class Training:
     def identity(self) -> dict:
         "What a checkpoint must agree in, as JSON has it."
         step = self.step
+        loss = str(step.loss) if isinstance(step.loss, nn.Module) else ""  # a function's text holds its address; its path is a setting
         return {"settings": json.loads(json.dumps(asdict(self.config))), "data": split_digest(self.split), "code": package_digest(),
-                "device": step.losses.device.type, "network": str(step.model), "loss": repr(step.loss), "optimiser": type(step.optimiser).__name__}
+                "device": step.losses.device.type, "layers": str(step.model), "loss": loss}
 
     def state(self) -> dict:
         "Everything that is needed to resume."
@@ -359,10 +361,14 @@ class Checkpoint:
 # %% ../nbs/13_training.ipynb #a798f404
 def _differences(stored: dict, wanted: dict) -> list[str]:
     "In words, what two identities differ in."
-    stored, wanted = ({**identity, **identity.get("settings", {})} for identity in (stored, wanted))
-    names = [name for name in wanted if name != "settings" and stored.get(name) != wanted[name]]
-    hidden = {"data": "other clips or features", "code": "another version of the code", "network": "another network"}
-    return [hidden[name] if name in hidden and ":" not in str(stored.get(name, "")) or name in ("data", "code") else f"{name}: {stored.get(name)!r}, now {wanted[name]!r}" for name in names]
+    said = {"data": "other clips or features", "code": "another version of the code", "layers": "another network", "loss": "another loss"}
+    before, now = stored["settings"], wanted["settings"]
+    found = [f"{name}: {before.get(name)!r}, now {now[name]!r}" for name in now if before.get(name) != now[name]]
+    for name in wanted:
+        if name == "settings" or stored.get(name) == wanted[name]:
+            continue
+        found.append(said.get(name, f"{name}: {stored.get(name)!r}, now {wanted[name]!r}"))
+    return found
 
 # %% ../nbs/13_training.ipynb #cf61e178
 def fit(split: Split, config: TrainConfig = TrainConfig(), *, network: Callable | None = None, loss: Callable | None = None, optimiser: Callable | None = None,

@@ -76,21 +76,25 @@ PROGRAM = textwrap.dedent("""
     def patches(n):
         return Patches(torch.randn(100 * n, 96, generator=generator), 100 * torch.arange(n), torch.arange(n) % 3, torch.arange(n))
     split = Split(patches(96), patches(12), patches(6), Scaler(np.zeros(96), np.ones(96)), list("abc"))
-    trained = fit(split, TrainConfig(epochs=4, batch_size=8), device="cpu", checkpoint=sys.argv[1] + "/checkpoint.pt", checkpoint_every_s=0, report_every_s=0)
+    def smoothed(embedding, labels, logits):
+        return torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
+    loss = smoothed if sys.argv[2] == "function" else None
+    trained = fit(split, TrainConfig(epochs=4, batch_size=8), loss=loss, device="cpu", checkpoint=sys.argv[1] + "/checkpoint.pt", checkpoint_every_s=0, report_every_s=0)
     save_training(sys.argv[1], trained)
 """)
 
 
-def test_killed_in_the_middle_of_an_epoch_and_resumed_is_as_not_killed(tmp_path):
+@pytest.mark.parametrize("loss", ["acl", "function"])
+def test_killed_in_the_middle_of_an_epoch_and_resumed_is_as_not_killed(tmp_path, loss):
     """SIGKILL between two steps, twice; the weights and the history are those of a training that was left alone."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert run([sys.executable, "-c", PROGRAM, whole]).returncode == 0
+    assert run([sys.executable, "-c", PROGRAM, whole, loss]).returncode == 0
     for line_seen in ("1/4", "3/4"):
-        process = subprocess.Popen([sys.executable, "-c", PROGRAM, killed], env=environment(), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen([sys.executable, "-c", PROGRAM, killed, loss], env=environment(), cwd=ROOT, stdout=subprocess.PIPE, text=True)
         assert next((line for line in process.stdout if line_seen in line), None)
         stopped_at = wait_for_steps(killed / "checkpoint.pt", process)
         assert stopped_at["state"]["n_done"] > 0 and not (killed / "model.safetensors").exists()
-    resumed = run([sys.executable, "-c", PROGRAM, killed])
+    resumed = run([sys.executable, "-c", PROGRAM, killed, loss])
     assert resumed.returncode == 0 and "1/4" not in resumed.stdout.split()
     assert (killed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     histories = [pd.read_csv(folder / "history.csv").drop(columns="seconds") for folder in (whole, killed)]
