@@ -557,17 +557,17 @@ def _extract_groups(root, clips, config, folder, n_jobs, report_every_s):
             progress.advance(done)
     return groups
 
-
+# %% ../nbs/08_features.ipynb #006f4422
 def _read(group, name):
     with h5py.File(group) as file:
         column = file[name]
         return column.asstr()[()] if h5py.check_string_dtype(column.dtype) else column[()]
 
-
+# %% ../nbs/08_features.ipynb #39faf759
 def _read_all(groups, name):
     return np.concatenate([_read(group, name) for group in groups])
 
-
+# %% ../nbs/08_features.ipynb #b701677c
 def _problems(clips, groups):
     problems = _read_all(groups, "problem")
     return {name: why for name, why in zip(_clip_names(clips), problems) if why}

@@ -129,7 +129,7 @@ def _load(run):
             f"{error}\nGive a finished run folder: --run runs/<data set>/<subset>/alpha=<a>/seed=<s>"
         )
 
-
+# %% ../nbs/19_inference.ipynb #edfee92e
 @command
 def acl_predict(files: Param("audio files", str, nargs="+"),
                 run: str = None,  # run folder of the model
@@ -145,7 +145,7 @@ def acl_predict(files: Param("audio files", str, nargs="+"),
     if out:
         table.to_csv(out, index=False)
 
-
+# %% ../nbs/19_inference.ipynb #377c4b7c
 @command
 def acl_embed(files: Param("audio files", str, nargs="+"),
               run: str = None,  # run folder of the model

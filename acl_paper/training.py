@@ -435,7 +435,7 @@ def _with_paths(config, **given):
              for name, thing in given.items() if thing is not None}
     return replace(config, **paths)
 
-
+# %% ../nbs/13_training.ipynb #d13f2da8
 def _run_epoch(run, saved):
     "The rest of the epoch under way, or a new one; a line for the reader."
     start = time.perf_counter() - run.seconds
@@ -458,7 +458,7 @@ def _run_epoch(run, saved):
     saved.save()
     return f"loss {row['train_loss']:.3f}  validation {row['validation_loss']:.3f}  accuracy {row['validation_accuracy']:.3f}"
 
-
+# %% ../nbs/13_training.ipynb #216ace2c
 def _close_epoch(run, row):
     "Write the epoch down, let the schedule see it, keep the weights if they are the best so far."
     run.history.append(row)

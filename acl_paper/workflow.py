@@ -253,21 +253,21 @@ def _settings(config, grid_for):
     folders = [str(config.get(name) or getattr(Table, name)) for name in ("runs", "figures", "features")]
     return data, chosen, folders
 
-
+# %% ../nbs/20_workflow.ipynb #6a2a0273
 def _alphas(chosen):
     alphas = _words("alphas", chosen["alphas"], float, lambda a: 0 <= a <= 1, "numbers from 0 to 1")
     return [str(alpha) for alpha in alphas]
 
-
+# %% ../nbs/20_workflow.ipynb #38053fc0
 def _seeds(chosen):
     seeds = _words("seeds", chosen["seeds"], int, lambda seed: seed >= 0, "whole numbers from 0")
     return [str(seed) for seed in seeds]
 
-
+# %% ../nbs/20_workflow.ipynb #e3441d59
 def _epochs(name, chosen):
     return _words(name, chosen[name], int, lambda e: e >= 1, "a whole number from 1")[0]
 
-
+# %% ../nbs/20_workflow.ipynb #55e341df
 def _words(name, value, kind, allowed, expected):
     "The words of a setting, each once, as the given kind."
     try:
