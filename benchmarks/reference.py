@@ -126,8 +126,8 @@ def reference_epoch(
         patches = patches.to(device)
         labels = labels.to(device)
         optimiser.zero_grad()
-        logits, features = model(patches)
-        angular = reference_angular_loss(features, labels)
+        logits, embedding = model(patches)
+        angular = reference_angular_loss(embedding, labels)
         loss = alpha * cross_entropy(logits, labels) + (1 - alpha) * angular
         loss.backward()
         optimiser.step()

@@ -250,8 +250,8 @@ def _reference_training(split, store, n_steps, device):
         with torch.no_grad():
             for patches, labels in held_out:
                 labels = labels.to(device)
-                logits, features = model(patches.to(device))
-                (cross_entropy(logits, labels) + reference_angular_loss(features, labels)).item()
+                logits, embedding = model(patches.to(device))
+                (cross_entropy(logits, labels) + reference_angular_loss(embedding, labels)).item()
         return {"units": n_steps}
 
     return turn
