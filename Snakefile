@@ -4,7 +4,7 @@
 #   make reproduce      makes everything that is not done yet; the same command resumes
 #   snakemake -n        says what is left to do, and why
 #
-# What these rules know is explained in nbs/20_workflow.ipynb. Outputs of a failed job are deleted and logs are kept:
+# What these rules know is explained in nbs/21_workflow.ipynb. Outputs of a failed job are deleted and logs are kept:
 # so metrics.json, written last, is a cell's only output, and the executed notebook is a log.
 import shlex
 import sys
