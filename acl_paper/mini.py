@@ -7,8 +7,8 @@ __all__ = ['SAMPLE_RATE', 'MINI_CLASSES', 'STRANGERS', 'MINI_VERSION', 'MINI_REA
            'ring', 'wander', 'cycles', 'every', 'whenever', 'overlay', 'pluck', 'acoustic_guitar', 'bass_guitar',
            'piano', 'glass', 'coin_dropping', 'dishes', 'crash_cymbal', 'hi_hat', 'clapping', 'walk_or_footsteps',
            'slam', 'fireworks', 'fire', 'rain', 'wind', 'tearing', 'writing', 'engine', 'fart', 'squeak', 'siren',
-           'speech', 'beep', 'cricket', 'bell', 'bird', 'room_response', 'record', 'make_clip', 'MiniConfig',
-           'plan_clips', 'make_mini', 'acl_mini', 'find_or_make_mini']
+           'speech', 'beep', 'cricket', 'bell', 'bird', 'play', 'room_response', 'recorder_response', 'record',
+           'make_clip', 'MiniConfig', 'plan_clips', 'make_mini', 'acl_mini', 'find_or_make_mini']
 
 # %% ../nbs/07_mini.ipynb #0e200c48
 import contextlib
@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from scipy import fft
 from scipy.io import wavfile
-from scipy.signal import butter, lfilter, sosfilt
+from scipy.signal import butter, lfilter, resample_poly, sosfilt
 
 from .console import DatasetError, command, project_root, track
 from .data import AUDIO_FOLDERS, read_description
@@ -262,8 +262,9 @@ def clapping(rng: np.random.Generator, n_samples: int) -> np.ndarray:
     "One to eight people clapping, each at a pace and a pitch of their own."
     total = np.zeros(n_samples)
     low_hz = between(rng, 700, 1100)
-    for _ in range(rng.choice([1, 2, 4, 8])):
-        claps_s = every(rng, n_samples, between(rng, 0.2, 0.4), 0.15) + rng.uniform(0, 0.2)
+    for person in range(rng.choice([1, 2, 4, 8])):
+        joins_s = rng.uniform(0, 0.2) if person else 0.0
+        claps_s = every(rng, n_samples, between(rng, 0.2, 0.4), 0.15) + joins_s
         hits = impulses(n_samples, claps_s, rng.uniform(0.4, 1, len(claps_s)))
         centre_hz = low_hz * rng.uniform(0.9, 1.4)
         total += noise_band(rng, n_samples, centre_hz, 3 * centre_hz) * fade(hits, between(rng, 0.004, 0.02))
@@ -440,7 +441,7 @@ def speech(rng: np.random.Generator, n_samples: int) -> np.ndarray:
     syllable_hz = between(rng, 3, 6)
     for _ in range(3):
         vowel = ring(glottis, rng.uniform([250, 800, 2200], [850, 2200, 3500]), 0.004, [1, 0.6, 0.3])
-        total += vowel * np.maximum(0, wander(rng, n_samples, syllable_hz))
+        total += vowel * np.maximum(0.05, wander(rng, n_samples, syllable_hz))
     fricative = noise_band(rng, n_samples, 3000, 9000) * np.maximum(
         0, wander(rng, n_samples, syllable_hz) - 1
     )
@@ -507,13 +508,29 @@ STRANGERS: dict[str, Callable] = {
     "siren": siren, "speech": speech, "beep": beep, "cricket": cricket, "bell": bell, "bird": bird,
 }
 
+# %% ../nbs/07_mini.ipynb #8a061a04
+def play(rng: np.random.Generator, name: str, n_samples: int) -> np.ndarray:
+    "A sound of `MINI_CLASSES` or `STRANGERS` at 0.75 to 1.3 times its speed, with a standard deviation of 1."
+    model = STRANGERS[name] if name in STRANGERS else MINI_CLASSES[name][1]
+    twentieths = rng.integers(15, 27)
+    sound = model(rng, n_samples * twentieths // 20 + 1)
+    sound = resample_poly(sound, 20, twentieths)[:n_samples]
+    return sound / sound.std()
+
 # %% ../nbs/07_mini.ipynb #9d8815de
 def room_response(rng: np.random.Generator) -> np.ndarray:
-    "The impulse response of a small random room: the direct sound and a noisy tail."
-    tail = rng.standard_normal(int(between(rng, 0.05, 0.6) * SAMPLE_RATE))
+    "The impulse response of a random room: the direct sound and a noisy tail."
+    tail = rng.standard_normal(int(between(rng, 0.05, 1) * SAMPLE_RATE))
     tail *= 10 ** np.linspace(0, -3, len(tail))  # -60 dB at its end
-    tail *= between(rng, 0.03, 0.6) / np.sqrt(np.sum(tail**2))
+    tail *= between(rng, 0.05, 1) / np.sqrt(np.sum(tail**2))
     return np.r_[1.0, tail]
+
+# %% ../nbs/07_mini.ipynb #4898d8e8
+def recorder_response(rng: np.random.Generator, frequency_khz: np.ndarray) -> np.ndarray:
+    "What a random recorder makes of each frequency: ups and downs from octave to octave, and a steep cut."
+    gains_db = rng.normal(0, 5, 12)  # at 1/64, 1/32, ... 32 kHz
+    octaves_db = np.interp(np.log2(frequency_khz), np.arange(-6, 6), gains_db)
+    return 10 ** (octaves_db / 20) / (1 + (frequency_khz / between(rng, 8, 22)) ** 8)
 
 # %% ../nbs/07_mini.ipynb #ee4e18a5
 def record(rng: np.random.Generator, sound: np.ndarray) -> np.ndarray:
@@ -521,12 +538,10 @@ def record(rng: np.random.Generator, sound: np.ndarray) -> np.ndarray:
     room = room_response(rng)
     size = fft.next_fast_len(len(sound) + len(room), real=True)
     frequency_khz = np.maximum(fft.rfftfreq(size, 1 / SAMPLE_RATE), 20) / 1000
-    recorder = frequency_khz ** rng.uniform(-0.25, 0.25) / (1 + (frequency_khz / between(rng, 9, 22)) ** 8)
-    heard = fft.rfft(sound, size) * fft.rfft(room, size) * recorder
-    background = (
-        rng.standard_normal(len(heard)) + 1j * rng.standard_normal(len(heard))
-    ) * frequency_khz ** -rng.uniform(0, 0.5)
-    level = 10 ** (-rng.uniform(8, 40) / 20)
+    heard = fft.rfft(sound, size) * fft.rfft(room, size) * recorder_response(rng, frequency_khz)
+    background = rng.standard_normal(len(heard)) + 1j * rng.standard_normal(len(heard))
+    background *= frequency_khz ** -rng.uniform(0, 1)
+    level = 10 ** (-rng.uniform(0, 30) / 20)
     background *= level * np.linalg.norm(heard) / np.linalg.norm(background)
     return fft.irfft(heard + background, size)[:len(sound)]
 
@@ -541,22 +556,25 @@ def make_clip(rng: np.random.Generator, sounds: Iterable[str], *, n_samples: int
     sounds : iterable of str
         Names from `MINI_CLASSES` or `STRANGERS`; more than one are mixed within ±4 dB.
     n_samples : int
-        Length in samples at 44,100 Hz. The sounds fill a random 60 to 100 % of it.
+        Length in samples at 44,100 Hz. Each sound fills a random 40 to 100 % of it.
 
     Returns
     -------
     numpy.ndarray
         int16, shape (n_samples,); the peak is 0.5 to 20 dB below full scale.
     """
-    length = int(n_samples * rng.uniform(0.6, 1))
-    start = rng.integers(0, n_samples - length + 1)
+    levels_db = {name: rng.uniform(-4, 4) for name in sounds}
+    if rng.random() < 0.5:
+        bystander = str(rng.choice(list(STRANGERS)))
+        levels_db.setdefault(bystander, -rng.uniform(6, 20))
     scene = np.zeros(n_samples)
-    for name in sounds:
-        model = STRANGERS[name] if name in STRANGERS else MINI_CLASSES[name][1]
-        sound = model(rng, length)
-        scene[start:start + length] += sound / sound.std() * 10 ** (rng.uniform(-4, 4) / 20)
+    for name, level_db in levels_db.items():
+        length = int(n_samples * rng.uniform(0.4, 1))
+        start = rng.integers(0, n_samples - length + 1)
+        scene[start:start + length] += play(rng, name, length) * 10 ** (level_db / 20)
     clip = record(rng, scene)
-    return np.round(clip / np.abs(clip).max() * 32767 * 10 ** (-rng.uniform(0.5, 20) / 20)).astype(np.int16)
+    peak = 10 ** (-rng.uniform(0.5, 20) / 20)
+    return np.round(clip / np.abs(clip).max() * 32767 * peak).astype(np.int16)
 
 # %% ../nbs/07_mini.ipynb #35b68875
 @dataclass(frozen=True)
@@ -569,12 +587,12 @@ class MiniConfig:
         If a number of clips or a share is impossible.
     """
     seed: int = 0
-    clean_per_class: int = 12
-    noisy_per_class: int = 36
-    noisy_small_per_class: int = 8  # of the noisy ones; FSDnoisy18k: 1,003 of 15,813
+    clean_per_class: int = 8
+    noisy_per_class: int = 40
+    noisy_small_per_class: int = 10  # of the noisy ones; FSDnoisy18k: 1,003 of 15,813
     test_per_class: int = 12
-    share_out_of_vocabulary: float = 0.38
-    share_in_vocabulary: float = 0.10
+    share_out_of_vocabulary: float = 0.30
+    share_in_vocabulary: float = 0.08
     share_mixed: float = 0.12
 
     def __post_init__(self):
@@ -634,7 +652,7 @@ def plan_clips(config: MiniConfig) -> pd.DataFrame:
                     "noise_kind": kind,
                 })
     plan = pd.DataFrame(rows)
-    duration_s = np.clip(rng.lognormal(np.log(1.6), 0.85, len(plan)), 0.3, 10)
+    duration_s = np.clip(rng.lognormal(np.log(1.6), 0.65, len(plan)), 0.3, 10)
     numbers = rng.choice(np.arange(1_000, 440_000), len(plan), replace=False)
     n_samples = np.round(duration_s * SAMPLE_RATE).astype(int)
     plan = plan.assign(clip=np.arange(1, len(plan) + 1), n_samples=n_samples, number=numbers)
@@ -642,7 +660,7 @@ def plan_clips(config: MiniConfig) -> pd.DataFrame:
     return plan.assign(fname=[f"{number}.wav" for number in plan.pop("number")])
 
 # %% ../nbs/07_mini.ipynb #4b7925a8
-MINI_VERSION = 1  # changes whenever the same seed gives other clips
+MINI_VERSION = 2  # changes whenever the same seed gives other clips
 
 MINI_README = """\
 The mini data set of acl_paper: synthetic sounds in the layout of FSDnoisy18k.
