@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['USUAL', 'FIRST_EDITION', 'FIRST_EDITION_VALUES', 'FIRST_EDITION_COLUMNS', 'WHAT', 'CARD', 'check_parameters',
-           'run_folder', 'pretrain_folder', 'probe_folder', 'with_current_names', 'read_config', 'settings_of',
-           'save_run', 'software_versions', 'model_card', 'load_run', 'load_predictions', 'data_note', 'caption',
-           'about_run', 'save_figures']
+           'unusual_parts', 'run_folder', 'pretrain_folder', 'probe_folder', 'with_current_names', 'read_config',
+           'settings_of', 'save_run', 'software_versions', 'model_card', 'load_run', 'load_predictions', 'data_note',
+           'caption', 'about_run', 'save_figures']
 
 # %% ../nbs/17_runs.ipynb #e46e5171
 import ast
@@ -63,17 +63,20 @@ USUAL = {
 }
 
 
-def _unusual(kind, settings):
-    "`name=value` for each part that is not the usual one; settings that are not there are usual."
+def unusual_parts(kind: str, settings) -> dict[str, str]:
+    "By name, the parts of a run that are not the usual ones; settings that are not there are usual."
     parts = {name: getattr(settings, name, usual) for name, usual in USUAL[kind].items()}
-    unusual = {name: value for name, value in parts.items() if value != USUAL[kind][name]}
-    return [f"{name}={value.replace(':', '.')}" for name, value in unusual.items()]
+    return {name: value for name, value in parts.items() if value != USUAL[kind][name]}
+
+
+def _folders(kind, settings):
+    return [f"{name}={value.replace(':', '.')}" for name, value in unusual_parts(kind, settings).items()]
 
 
 def run_folder(runs_dir: str | Path, dataset: str, settings) -> Path:
     "Where the run of one cell lives; `settings` is a `TrainConfig`, or has its subset, alpha and seed."
     numbers = [f"{name}={getattr(settings, name)}" for name in ("alpha", "seed")]
-    return Path(runs_dir, dataset, settings.subset, *_unusual("training", settings), *numbers)
+    return Path(runs_dir, dataset, settings.subset, *_folders("training", settings), *numbers)
 
 
 def pretrain_folder(runs_dir: str | Path, dataset: str, settings) -> Path:
@@ -81,7 +84,7 @@ def pretrain_folder(runs_dir: str | Path, dataset: str, settings) -> Path:
 
     `settings` is a `PretrainConfig`, or has its network, alpha, temperature and seed.
     """
-    other = _unusual("pretraining", settings)
+    other = _folders("pretraining", settings)
     numbers = [f"{name}={getattr(settings, name)}" for name in ("alpha", "temperature", "seed")]
     return Path(runs_dir, dataset, "pretrain", settings.network.replace(":", "."), *other, *numbers)
 
@@ -93,7 +96,7 @@ def probe_folder(pretrained_dir: str | Path, settings) -> Path:
     """
     released = "-released" if getattr(settings, "released", False) else ""
     name = f"{settings.task}-{settings.subset}{released}"
-    return Path(pretrained_dir, name, *_unusual("probe", settings), f"seed={settings.seed}")
+    return Path(pretrained_dir, name, *_folders("probe", settings), f"seed={settings.seed}")
 
 # %% ../nbs/17_runs.ipynb #3c50898e
 FIRST_EDITION = {
@@ -262,10 +265,8 @@ def _weights_of(run):
     import torch
 
     tensors = {f"network.{name}": tensor.contiguous() for name, tensor in run.network.state_dict().items()}
-    mean, scale = (getattr(run.scaler, name, None) for name in ("mean", "scale"))
-    if scale is None:
-        scale = run.scaler.scale
-    tensors |= {"scaler.mean": torch.as_tensor(mean), "scaler.scale": torch.as_tensor(scale)}
+    for name in ("mean", "scale"):
+        tensors[f"scaler.{name}"] = torch.as_tensor(getattr(run.scaler, name), dtype=torch.float64)
     return safetensors.torch.save(tensors)
 
 
