@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SOLID', 'DASHED', 'CURVES', 'panels', 'finish_panels', 'legend_below', 'plot_curves', 'plot_losses', 'plot_angles',
            'plot_history', 'plot_pretraining', 'readable', 'plot_confusion', 'plot_confusion_change',
-           'plot_class_change', 'plot_accuracy', 'plot_heat_maps', 'plot_probes', 'embedding_map', 'plot_embedding_map']
+           'plot_class_change', 'plot_before_after', 'plot_views', 'plot_accuracy', 'plot_heat_maps', 'plot_probes',
+           'embedding_map', 'plot_embedding_map']
 
 # %% ../nbs/19_drawing.ipynb #19d00003
 from collections.abc import Sequence
@@ -247,6 +248,52 @@ def plot_class_change(change: pd.DataFrame, ax: Axes) -> None:
     ax.axvline(0, color="0.3", lw=0.8)
     ax.tick_params(axis="y", labelsize=6)
     ax.set(xlabel="change of accuracy (points)", ylabel="")
+
+# %% ../nbs/19_drawing.ipynb #c67165fe
+def plot_before_after(before: pd.Series, after: pd.Series, ax: Axes, *, labels: tuple[str, str]) -> None:
+    """Draw one share per class before and after, in per cent, the largest after it on top.
+
+    Parameters
+    ----------
+    before, after : Series
+        Shares in [0, 1] by class, such as `class_accuracy`.
+    ax : Axes
+        To draw on; twenty names need about 3.5 by 3.6 inches.
+    labels : tuple of str
+        What the two are called.
+    """
+    shares = 100 * pd.concat([before, after], axis=1, keys=labels).sort_values(labels[1])
+    rows = range(len(shares))
+    ax.hlines(rows, shares[labels[0]], shares[labels[1]], color="0.7", lw=1)
+    for label, marker in zip(labels, "os"):
+        ax.plot(shares[label], rows, marker, label=label)
+    ax.set_yticks(rows, readable(shares.index))
+    legend_below(ax)
+
+# %% ../nbs/19_drawing.ipynb #27ae9125
+def plot_views(views: np.ndarray, names: Sequence[str], axes: np.ndarray, *, duration_s: float = 1.0) -> None:
+    """Draw two log-mel views of each of some clips on one scale of grey levels.
+
+    Parameters
+    ----------
+    views : ndarray, shape (2 B, T, F)
+        First views, then second views.
+    names : sequence of str
+        Of the B clips.
+    axes : ndarray of Axes, shape (2, B)
+    duration_s : float
+        Of a view, in seconds.
+    """
+    low, high = np.quantile(views, [0.02, 0.998])
+    for view, ax in zip(views, axes.flat):
+        extent = (0, duration_s, 0, view.shape[1])
+        ax.imshow(view.T, origin="lower", aspect="auto", extent=extent, vmin=low, vmax=high)
+        ax.grid(False)
+    for name, first, second in zip(names, *axes):
+        first.set_title(name)
+        second.set_xlabel("time (s)")
+    for order, ax in zip(("first", "second"), axes[:, 0]):
+        ax.set_ylabel(f"{order} view\nmel band")
 
 # %% ../nbs/19_drawing.ipynb #19d00022
 def _shown_alphas(results):

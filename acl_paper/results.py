@@ -517,7 +517,7 @@ PUBLISHED_PROBES = {  # folder of a probe: its columns
     "finetune-clean": "finetune_clean",
 }
 PUBLISHED_TEMPERATURE = 0.2
-PROBE_RUNS = "pretrain/{encoder}/alpha=*/temperature=*/seed=*/{probe}/seed=*/metrics.json"
+PROBE_RUNS = "pretrain/{network}/alpha=*/temperature=*/seed=*/{probe}/seed=*/metrics.json"
 MEASURES = {  # the published name: that in metrics.json
     "micro": "patch_weighted_micro_accuracy",
     "macro": "macro_accuracy",
@@ -535,18 +535,18 @@ def published_selfsupervised() -> pd.DataFrame:
         return pd.read_csv(file, index_col="alpha") / 100
 
 # %% ../nbs/18_results.ipynb #7ee46f6f
-def collect_probes(runs_dir: str | Path, dataset: str, *, encoder: str = "resnet18") -> pd.DataFrame:
+def collect_probes(runs_dir: str | Path, dataset: str, *, network: str = "resnet18") -> pd.DataFrame:
     """One row for each finished probe of the paper's three kinds.
 
     Parameters
     ----------
     runs_dir : str or Path
         Probes are looked for in
-        `<runs_dir>/<dataset>/pretrain/<encoder>/alpha=<a>/temperature=<t>/seed=<s>/<probe>/seed=<s>/`.
+        `<runs_dir>/<dataset>/pretrain/<network>/alpha=<a>/temperature=<t>/seed=<s>/<probe>/seed=<s>/`.
     dataset : str
         Name of the data set.
-    encoder : str
-        Name of the encoder.
+    network : str
+        Name of the encoder's network.
 
     Returns
     -------
@@ -565,9 +565,9 @@ def collect_probes(runs_dir: str | Path, dataset: str, *, encoder: str = "resnet
     root = Path(runs_dir)/dataset
     paths = []
     for probe in PUBLISHED_PROBES:
-        paths += root.glob(PROBE_RUNS.format(encoder=encoder, probe=probe))
+        paths += root.glob(PROBE_RUNS.format(network=network, probe=probe))
     if not paths:
-        raise FileNotFoundError(f"no finished probe of a {encoder} in {root/'pretrain'}.\n"
+        raise FileNotFoundError(f"no finished probe of a {network} in {root/'pretrain'}.\n"
                                 "Make all with: make reproduce PART=selfsupervised")
     probes = pd.DataFrame([_read_probe(path.parent) for path in paths]).assign(dataset=dataset)
     for _, kind in probes.groupby("probe"):
