@@ -181,10 +181,8 @@ def _refuse_mixtures(runs, same_for_all=_same_for_all):
         lines.append(f"  {name}: " + "; ".join(groups))
     if lines:
         listing = "\n".join(lines)
-        raise MixedRunsError(
-            f"these runs do not belong in one table; they differ in\n{listing}\n"
-            "Move the runs that do not belong elsewhere, or read them from another runs_dir."
-        )
+        advice = "Move the runs that do not belong elsewhere, or read them from another runs_dir."
+        raise MixedRunsError(f"these runs do not belong in one table; they differ in\n{listing}\n{advice}")
 
 # %% ../nbs/18_results.ipynb #d157cb45
 def prediction_interval(values: np.ndarray, n_clips: int) -> tuple[float, float]:
@@ -266,10 +264,8 @@ def results_table(runs: pd.DataFrame, *, dataset: str) -> pd.DataFrame:
     cells = {key: group.accuracy.to_numpy() for key, group in runs.groupby(["subset", "alpha"])}
     alphas = sorted({*published.index, *runs.alpha})
     n_clips = int(runs.n_test_clips.iloc[0])
-    rows = []
-    for subset in SUBSETS:
-        for alpha in alphas:
-            rows.append(_result_row(subset, alpha, cells, published, n_clips, comparable))
+    rows = [_result_row(subset, alpha, cells, published, n_clips, comparable)
+            for subset in SUBSETS for alpha in alphas]
     return pd.DataFrame(rows).assign(dataset=dataset, synthetic=bool(runs.synthetic.any()))
 
 # %% ../nbs/18_results.ipynb #6d41bffa
@@ -475,10 +471,12 @@ def subset_in_detail(runs: pd.DataFrame) -> tuple[str, list[float]]:
     """
     subset = runs.groupby("subset", sort=False).alpha.nunique().idxmax()
     cells = runs[runs.subset == subset]
-    seeds = cells.seed[cells.alpha == 1]
-    others = cells[(cells.alpha != 1) & (cells.seed.isin(seeds) | seeds.empty)]
+    baseline = cells[cells.alpha == 1]
+    others = cells[cells.alpha != 1]
+    if len(baseline):
+        others = others[others.seed.isin(baseline.seed)]
     accuracy = others.groupby("alpha").validation_accuracy.mean()
-    return subset, [1.0] * (not seeds.empty) + ([accuracy.idxmax()] if len(accuracy) else [])
+    return subset, [*baseline.alpha.unique(), *accuracy.nlargest(1).index]
 
 # %% ../nbs/18_results.ipynb #14058aac
 def class_change(runs: pd.DataFrame, subset: str, alpha: float) -> pd.DataFrame:
@@ -661,9 +659,8 @@ def printable_probes(results: pd.DataFrame) -> pd.DataFrame:
         One row per probe, temperature and alpha: published beside ours, mean ± sd (number of seeds). Two
         columns of verdicts where the data set is FSDnoisy18k.
     """
-    measures = {}
-    for measure, rows in results.groupby("measure", sort=False):
-        measures[measure] = rows.set_index(["probe", "temperature", "alpha"])
+    curves = results.set_index(["probe", "temperature", "alpha"])
+    measures = dict(list(curves.groupby("measure")))
     dataset = results.dataset.iloc[0]
     ours = data_label(results)
     columns = {}
@@ -687,11 +684,11 @@ def describe_runs(runs: pd.DataFrame) -> str:
 def describe_probes(probes: pd.DataFrame) -> str:
     "What the probes of a table were made with, in a line."
     encoder = probes.config[0]["pretrained"]
-    first = probes.drop_duplicates("probe")
-    epochs = [f"{row.probe} {row.config['settings']['epochs']}" for row in first.itertuples()]
+    epochs = [f"pre-training {encoder['epochs']}"]
+    for row in probes.drop_duplicates("probe").itertuples():
+        epochs.append(f"{row.probe} {row.config['settings']['epochs']}")
     network = f"{encoder['network']} of width {encoder['width']}"
-    return (f"{len(probes)} probes on {data_label(probes)}: {network}; "
-            f"epochs: pre-training {encoder['epochs']}, {', '.join(epochs)}; "
+    return (f"{len(probes)} probes on {data_label(probes)}: {network}; epochs: {', '.join(epochs)}; "
             f"{probes.n_test_clips[0]} test clips")
 
 
