@@ -324,7 +324,7 @@ def model_card(config: dict, metrics: dict) -> str:
         **{name: config["versions"][name] for name in ("acl_paper", "torch")},
     )
 
-
+# %% ../nbs/17_runs.ipynb #ee5fa317
 def _test_line(metrics):
     if "accuracy" not in metrics:
         return "none"

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['CHOICES', 'ANGLE_COLUMNS', 'IN_PLAIN', 'TrainConfig', 'terms_of', 'TrainingStep', 'validation_losses',
            'angle_percentiles', 'Run', 'network_of', 'loss_of', 'optimiser_of', 'first_step', 'Training',
-           'split_digest', 'package_digest', 'identity_of', 'Checkpoint', 'fit', 'with_paths']
+           'random_state', 'set_random_state', 'split_digest', 'package_digest', 'identity_of', 'Checkpoint', 'fit',
+           'with_paths']
 
 # %% ../nbs/13_training.ipynb #64ec3104
 import hashlib
@@ -366,33 +367,41 @@ class Training:
 
     def state(self) -> dict:
         "Everything that is needed to resume."
-        step, device = self.step, self.step.losses.device
-        return {
-            "network": step.network.state_dict(),
-            "optimiser": step.optimiser.state_dict(),
-            "schedule": self.schedule.state_dict(),
+        parts = {name: part.state_dict() for name, part in self._parts().items()}
+        plain = {name: getattr(self, name) for name in IN_PLAIN}
+        return parts | plain | random_state(self.step.losses.device) | {
             "shuffling": self.shuffling.get_state(),
-            "random": torch.get_rng_state(),
-            "random_gpu": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-            "losses": step.losses,
-        } | {name: getattr(self, name) for name in IN_PLAIN}
+            "losses": self.step.losses,
+        }
 
     def resume(self, state: dict) -> None:
         "Be where the training was whose `state` this is."
-        step, device = self.step, self.step.losses.device
-        step.network.load_state_dict(state["network"])
-        step.optimiser.load_state_dict(state["optimiser"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.shuffling.set_state(state["shuffling"].cpu())
-        torch.set_rng_state(state["random"].cpu())
-        if device.type == "cuda":
-            torch.cuda.set_rng_state(state["random_gpu"].cpu(), device)
-        step.losses.copy_(state["losses"])
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
         for name in IN_PLAIN:
             setattr(self, name, state[name])
+        set_random_state(state, self.step.losses.device)
+        self.shuffling.set_state(state["shuffling"].cpu())
+        self.step.losses.copy_(state["losses"])
+
+    def _parts(self):
+        return {"network": self.step.network, "optimiser": self.step.optimiser, "schedule": self.schedule}
+
+# %% ../nbs/13_training.ipynb #8bb44075
+IN_PLAIN = ("history", "best", "order", "n_done", "seconds")  # of a training, stored as they are
 
 
-IN_PLAIN = ("history", "best", "order", "n_done", "seconds")  # stored as they are
+def random_state(device: torch.device) -> dict:
+    "The states of torch's generators on the CPU and, for a GPU, on the device."
+    gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return {"random": torch.get_rng_state(), "random_gpu": gpu}
+
+
+def set_random_state(state: dict, device: torch.device) -> None:
+    "Bring torch's generators to a `random_state`."
+    torch.set_rng_state(state["random"].cpu())
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state["random_gpu"].cpu(), device)
 
 # %% ../nbs/13_training.ipynb #1741967a
 def split_digest(split: Split) -> str:
@@ -470,23 +479,13 @@ class Checkpoint:
         """
         if not self.path or not self.path.exists():
             return False
-        stored = self._read()
+        stored = _read_checkpoint(self.path)
         different = _differences(stored["identity"], self.identity)
         if different:
             raise ValueError(f"{self.path} belongs to another run ({'; '.join(different)}). "
                              "Resume it with those settings, or remove it to start anew.")
         self.run.resume(stored["state"])
         return True
-
-    def _read(self):
-        try:
-            stored = torch.load(self.path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise ValueError(f"{self.path} is not a checkpoint that can be read ({error}); "
-                             "remove it to start anew") from None
-        if "identity" not in stored:
-            raise ValueError(f"{self.path} is of an earlier version of this package; remove it to start anew")
-        return stored
 
     def save(self, *, at_once: bool = False) -> None:
         "Write the run if it is time for it."
@@ -496,6 +495,17 @@ class Checkpoint:
         torch.save({"identity": self.identity, "state": self.run.state()}, content)
         write_atomically(self.path, content.getvalue())
         self.saved = time.monotonic()
+
+# %% ../nbs/13_training.ipynb #f942def2
+def _read_checkpoint(path):
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path} is not a checkpoint that can be read ({error}); "
+                         "remove it to start anew") from None
+    if "identity" not in stored:
+        raise ValueError(f"{path} is of an earlier version of this package; remove it to start anew")
+    return stored
 
 # %% ../nbs/13_training.ipynb #a798f404
 _SAID = {
