@@ -6,7 +6,7 @@
 __all__ = ['CLIP_COLUMNS', 'choose_device', 'tuned', 'CudaRecording', 'autocast', 'outputs_of', 'ClipOutputs', 'clip_outputs',
            'prediction_table', 'class_probabilities', 'evaluate', 'Proportion', 'wilson', 'accuracy', 'class_accuracy',
            'macro_accuracy', 'patch_weighted_accuracy', 'validation_accuracies', 'all_accuracies', 'hardest_clips',
-           'neighbour_votes', 'neighbour_predictions', 'mcnemar', 'paired_difference', 'holm']
+           'neighbour_votes', 'neighbour_predictions', 'mcnemar', 'paired_difference', 'holm', 'comparison_power']
 
 # %% ../nbs/12_evaluation.ipynb #92cdcf26
 import ctypes
@@ -20,7 +20,8 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from scipy.stats import binomtest, bootstrap
+from scipy.stats import binomtest, bootstrap, nct
+from scipy.stats import t as student_t
 from torch import Tensor
 
 # %% ../nbs/12_evaluation.ipynb #f40bb72d
@@ -502,3 +503,48 @@ def holm(p_values: np.ndarray) -> np.ndarray:
     order = p_values.argsort()
     corrected = np.maximum.accumulate(np.minimum(1, p_values[order] * np.arange(len(order), 0, -1)))
     return corrected[order.argsort()]
+
+# %% ../nbs/12_evaluation.ipynb #9c831a1a
+def comparison_power(effect: float, n_seeds: int, n_clips: int, *, accuracy: float, run_sd: float,
+                     correlation: float, same_clips: bool = True, level: float = 0.05) -> float:
+    """Probability that a t test between two settings finds a difference of their accuracies, with its sign.
+
+    Arrays are taken as well, and broadcast.
+
+    Parameters
+    ----------
+    effect : float
+        The true difference, in [0, 1): 0.02 is two points.
+    n_seeds : int
+        Runs of each setting, m, at least 2.
+    n_clips : int
+        Test clips of a run, n.
+    accuracy : float
+        About what both settings reach, p in [0, 1].
+    run_sd : float
+        Standard deviation between runs of one setting, apart from the choice of test clips, in [0, 1].
+    correlation : float
+        Between two runs' right and wrong (1 and 0) over clips, in [0, 1).
+    same_clips : bool
+        Whether both settings are tested on the same clips.
+    level : float
+        Of the two-sided test, in (0, 1).
+
+    Returns
+    -------
+    float
+        In [level / 2, 1]: `level` / 2 where there is no effect.
+
+    Raises
+    ------
+    ValueError
+        for fewer than two seeds, which leave nothing to estimate the spread between runs from.
+    """
+    if np.min(n_seeds) < 2:
+        raise ValueError(f"n_seeds must be at least 2, one run has no spread; got {np.min(n_seeds)}")
+    of_clips = accuracy * (1 - accuracy) / n_clips
+    of_runs = 2 / n_seeds * (run_sd**2 + (1 - correlation) * of_clips)
+    variance = of_runs + (0 if same_clips else 2 * correlation * of_clips)
+    freedom = 2 * (n_seeds - 1) * (variance / of_runs)**2
+    critical = student_t.ppf(1 - level / 2, freedom)
+    return nct.sf(critical, freedom, effect / np.sqrt(variance))
