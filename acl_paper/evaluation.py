@@ -533,7 +533,8 @@ def comparison_power(effect: float, n_seeds: int, n_clips: int, *, accuracy: flo
     Returns
     -------
     float
-        In [level / 2, 1]: `level` / 2 where there is no effect.
+        In [level / 2, 1]: `level` / 2 where there is no effect. On different clips a little too low for two or
+        three seeds.
 
     Raises
     ------
@@ -543,8 +544,9 @@ def comparison_power(effect: float, n_seeds: int, n_clips: int, *, accuracy: flo
     if np.min(n_seeds) < 2:
         raise ValueError(f"n_seeds must be at least 2, one run has no spread; got {np.min(n_seeds)}")
     of_clips = accuracy * (1 - accuracy) / n_clips
-    of_runs = 2 / n_seeds * (run_sd**2 + (1 - correlation) * of_clips)
-    variance = of_runs + (0 if same_clips else 2 * correlation * of_clips)
-    freedom = 2 * (n_seeds - 1) * (variance / of_runs)**2
+    variance = 2 / n_seeds * (run_sd**2 + (1 - correlation) * of_clips)
+    if not same_clips:
+        variance = variance + 2 * correlation * of_clips
+    freedom = 2 * (n_seeds - 1)
     critical = student_t.ppf(1 - level / 2, freedom)
     return nct.sf(critical, freedom, effect / np.sqrt(variance))
