@@ -116,7 +116,7 @@ def _progress_line(label: str, unit: str, done: float, done_before: float, total
     return "  ".join(part for part in (*parts, note) if part)
 
 # %% ../nbs/04_console.ipynb #4e819355
-class Progress:
+class Progress(contextlib.AbstractContextManager):
     """Report progress in plain complete lines, alike in a terminal, in Jupyter and in a papermill log.
 
     Parameters
@@ -153,27 +153,22 @@ class Progress:
         if _is_done(self.done, self.total) or time.monotonic() - self._last >= self.every_s:
             self._print()
 
-    def close(self) -> None:
+    def close(self, *_) -> None:
         "Print the last line, if it has not been printed."
         if self.every_s is not None and self._printed != (self.done, self.note):
             self._print()
 
+    __exit__ = close
+
     def line(self, elapsed_s: float) -> str:
         "The line as it stands `elapsed_s` seconds after the start."
-        return _progress_line(
-            self.label, self.unit, self.done, self._done_before, self.total, elapsed_s, self.note
-        )
+        return _progress_line(self.label, self.unit, self.done, self._done_before, self.total, elapsed_s,
+                              self.note)
 
     def _print(self) -> None:
         self._last = time.monotonic()
         self._printed = (self.done, self.note)
         print(self.line(self._last - self._start), flush=True)
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
 
 # %% ../nbs/04_console.ipynb #468135ee
 def track(iterable: Iterable, *, total: float | None = None, unit: str = "items", label: str = "",
