@@ -369,6 +369,9 @@ def read_columns(path: str | Path, columns: Sequence[str], n_required: int, *, f
     if missing:
         raise DatasetError(f"{path} has no column {', '.join(missing)}; its columns are {', '.join(header)}. "
                            f"Needed are {','.join(columns[:n_required])}, separated by commas.")
+    twice = sorted({name for name in columns if header.count(name) > 1})
+    if twice:
+        raise DatasetError(f"{path} has more than one column {', '.join(twice)}; keep one.")
     if not rows:
         raise DatasetError(f"{path} lists no clips.")
     table = pd.DataFrame.from_dict(rows, orient="index", columns=header)
