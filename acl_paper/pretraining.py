@@ -24,7 +24,8 @@ from .losses import (AngularContrastiveLoss, InfoNCE, RELEASED_CONSTANT_OF_VIEWS
                               check_setting)
 from .console import Progress
 from .data import SUBSETS
-from .features import FeatureConfig, SSL_FEATURES
+from .features import FeatureConfig
+from .log_mel import SSL_FEATURES
 from .patches import (ClipFrames, InputScale, Patches, check_whole_number, fit_input_scale,
                                grid_patches)
 from .networks import Encoder, ProjectionHead, make_encoder, placed

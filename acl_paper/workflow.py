@@ -33,9 +33,11 @@ from traitlets.config import Config
 # %% ../nbs/21_workflow.ipynb #ad7f12be
 import acl_paper
 
+from .audio import source_fingerprint
 from .console import project_root
 from .data import SUBSETS, find_fsdnoisy18k, load_clips, locate_dataset
-from .features import SSL_FEATURES, FeatureConfig, feature_store, source_fingerprint
+from .features import FeatureConfig, feature_store
+from .log_mel import SSL_FEATURES
 from .mini import MINI_VERSION, MiniConfig
 
 # %% ../nbs/21_workflow.ipynb #fd0c2a92

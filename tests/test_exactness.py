@@ -12,7 +12,7 @@ from torch import nn
 from acl_paper.augment import AugmentConfig, two_views
 from acl_paper.networks import ExactBatchNorm2d, PaperCNN, make_encoder
 from acl_paper.patches import ClipFrames, Patches, Scaler, Split, fit_input_scale
-from acl_paper.features import SSL_FEATURES, clip_log_mel
+from acl_paper.log_mel import SSL_FEATURES, clip_log_mel
 from acl_paper.losses import AngularContrastiveLoss, InfoNCE, RELEASED_CONSTANT_OF_VIEWS
 from acl_paper.mini import MINI_CLASSES, SAMPLE_RATE, make_clip
 from acl_paper.pretraining import PretrainConfig, Pretraining, pretrain_epoch
