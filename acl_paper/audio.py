@@ -401,7 +401,7 @@ def file_states(root: str | Path, clips: pd.DataFrame) -> dict[str, str]:
 
 def file_content(file: str | Path) -> str:
     "Size and checksum of a file's content; `UNREADABLE` where there is none to be read."
-    buffer = memoryview(bytearray(1 << 20))
+    buffer = memoryview(bytearray(1 << 18))
     size = total = 0
     try:
         found = os.stat(file)

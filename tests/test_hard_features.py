@@ -635,16 +635,29 @@ def test_audio_changed_by_chance(tmp_path):
     print(f"seed {SEED}: {len(told)} audio files, {sum(what == 'refused' for what in told.values())} refused, at most {gigabytes:.2f} GB")
 
 
+def own_table():
+    lines = [f'a/{i}.wav,{"Rain" if i % 2 else "Wörter, viele"!r},{"test" if i % 5 == 0 else "train"},{i % 2},x y,g{i}'.replace("'", '"') for i in range(20)]
+    return "\n".join(["path,label,split,verified,subset,group", *lines, ""]).encode()
+
+
+def fsdnoisy18k_table():
+    lines = [f'{i}.wav,{"Rain" if i % 2 else "Wörter, viele"!r},/m/{i % 2},{i % 2},{i % 3 % 2}'.replace("'", '"') for i in range(20)]
+    return "\n".join(["fname,label,aso_id,manually_verified,noisy_small", *lines, ""]).encode()
+
+
 def test_tables_changed_by_chance(tmp_path):
     """A table is taken with every clip once and inside of the folder, or refused in an error that names it."""
-    own = "path,label,split,verified,subset,group\n" + "".join(f"a/{i}.wav,{'Rain' if i % 2 else 'Wörter, viele'!r},{'test' if i % 5 == 0 else 'train'},{i % 2},x y,g{i}\n" for i in range(20)).replace("'", '"')
     counts = {"taken": 0, "refused": 0}
     for i in range(round(400 * ROUNDS)):
         chance = random.Random(f"tables {SEED} {i}")
-        content, _ = changed(own.encode(), chance)
         root = tmp_path / str(i)
-        root.mkdir()
-        (root / "clips.csv").write_bytes(content)
+        (root / "FSDnoisy18k.meta").mkdir(parents=True)
+        if chance.random() < 0.5:
+            (root / "FSDnoisy18k.meta").rmdir()
+            (root / "clips.csv").write_bytes(changed(own_table(), chance)[0])
+        else:
+            (root / "FSDnoisy18k.meta/train.csv").write_bytes(changed(fsdnoisy18k_table(), chance)[0])
+            (root / "FSDnoisy18k.meta/test.csv").write_text("fname,label,aso_id\n1.wav,Rain,/m/1\n")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
