@@ -502,8 +502,9 @@ def about_run(location: DatasetLocation, store: FeatureStore, device, **counts: 
 # %% ../nbs/17_runs.ipynb #5c95e3fb
 def save_figures(folder: str | Path, **figures) -> None:
     "Write matplotlib figures as PNG and SVG, each beside its final name and then renamed."
+    undated = {"png": None, "svg": {"Date": None}}
     for name, figure in figures.items():
-        for kind in ("png", "svg"):
+        for kind, metadata in undated.items():
             content = io.BytesIO()
-            figure.savefig(content, format=kind)
+            figure.savefig(content, format=kind, metadata=metadata)
             write_atomically(Path(folder)/f"{name}.{kind}", content.getvalue())
