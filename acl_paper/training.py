@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CHOICES', 'ANGLE_COLUMNS', 'IN_PLAIN', 'TrainConfig', 'terms_of', 'TrainingStep', 'validation_losses',
            'angle_percentiles', 'Run', 'network_of', 'loss_of', 'optimiser_of', 'first_step', 'Training',
-           'random_state', 'set_random_state', 'split_digest', 'package_digest', 'identity_of', 'Checkpoint', 'fit',
-           'with_paths']
+           'random_state', 'set_random_state', 'split_digest', 'package_digest', 'identity_of', 'Checkpoint', 'alone',
+           'fit', 'with_paths']
 
 # %% ../nbs/13_training.ipynb #64ec3104
 import hashlib
@@ -15,6 +15,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from importlib.resources import files
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 # %% ../nbs/13_training.ipynb #3734a027
-from .console import Progress, load_object, write_atomically
+from .console import Progress, hold_lock, load_object, make_folder, warn_once, write_atomically
 from .evaluation import CudaRecording, autocast, choose_device, outputs_of, tuned
 from .features import FeatureConfig
 from .losses import AngularContrastiveLoss, LossTerms, check_alpha, check_setting, pairwise_angles
@@ -467,7 +468,7 @@ class Checkpoint:
         self.saved = time.monotonic()
         if self.path:
             self.identity = run.identity
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path.parent, "the run")
 
     def load(self) -> bool:
         """Bring the run to where the file left it, if there is one.
@@ -493,7 +494,10 @@ class Checkpoint:
             return
         content = io.BytesIO()
         torch.save({"identity": self.identity, "state": self.run.state()}, content)
-        write_atomically(self.path, content.getvalue())
+        try:
+            write_atomically(self.path, content.getvalue())
+        except OSError as error:  # a training need not die of it
+            warn_once(f"{self.path} could not be written ({error.strerror}); training continues.")
         self.saved = time.monotonic()
 
 # %% ../nbs/13_training.ipynb #f942def2
@@ -506,6 +510,14 @@ def _read_checkpoint(path):
     if "identity" not in stored:
         raise ValueError(f"{path} is of an earlier version of this package; remove it to start anew")
     return stored
+
+# %% ../nbs/13_training.ipynb #657be3f2
+def alone(checkpoint: str | Path | None):
+    "A context in which no other process trains the run of that checkpoint; for None, any may."
+    if not checkpoint:
+        return nullcontext()
+    folder = make_folder(Path(checkpoint).parent, "the run").resolve()
+    return hold_lock(folder.parent/f".{folder.name}.lock", f"the run in {folder} is made")
 
 # %% ../nbs/13_training.ipynb #a798f404
 _SAID = {
@@ -575,7 +587,8 @@ def fit(split: Split, config: TrainConfig = TrainConfig(), *, network: Callable 
     device = choose_device(device)
     given = dict(network=network, loss=loss, optimiser=optimiser)
     config = with_paths(config, **given)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), tuned(config.precision):
+    forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    with alone(checkpoint), forked, tuned(config.precision):
         torch.manual_seed(config.seed)
         training = Training(split.to(device), config, **given)
         saved = Checkpoint(checkpoint, training, every_s=checkpoint_every_s)
