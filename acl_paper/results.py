@@ -13,6 +13,7 @@ __all__ = ['COMPARABLE', 'PAPER_TEST_CLIPS', 'SUPERVISED_RUNS', 'PUBLISHED_PROBE
 
 # %% ../nbs/18_results.ipynb #b6486dec
 import json
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from sklearn.metrics import confusion_matrix
 # %% ../nbs/18_results.ipynb #c11a6494
 from .data import SUBSETS
 from .evaluation import class_accuracy, holm, mcnemar, paired_difference, wilson
-from .runs import load_predictions, read_config
+from .runs import load_predictions, read_config, settings_of
 
 # %% ../nbs/18_results.ipynb #2317376a
 COMPARABLE = "FSDnoisy18k"  # the only data set whose accuracies may be set against the published ones
@@ -133,8 +134,8 @@ def _read_json(path):
 def _read_run(folder):
     "One row of `collect_runs`."
     config = read_config(folder)
-    settings = {name: config["training"][name] for name in ("subset", "alpha", "seed")}
-    synthetic = config.get("dataset", {}).get("synthetic", False)
+    settings = {name: config["settings"][name] for name in ("subset", "alpha", "seed")}
+    synthetic = config["data"].get("synthetic", False)
     row = settings | {"folder": folder, "synthetic": synthetic, "config": config}
     return row | _read_json(folder/"metrics.json")
 
@@ -158,14 +159,13 @@ def _prefixed(prefix, settings, without=()):
 # %% ../nbs/18_results.ipynb #a1d00419
 def _of_data(config):
     "The settings of features and data, by name."
-    dataset = config.get("dataset", {})
-    named = {f"dataset.{name}": dataset.get(name) for name in ("name", "source")}
+    named = {f"data.{name}": config["data"].get(name) for name in ("name", "source")}
     return _prefixed("features", config["features"]) | {"classes": config["classes"]} | named
 
 # %% ../nbs/18_results.ipynb #a3d10e22
 def _same_for_all(config):
     "What must be equal in every run of a table, by name."
-    return _prefixed("training", config["training"], ("alpha", "subset", "seed")) | _of_data(config)
+    return _prefixed("settings", asdict(settings_of(config)), ("alpha", "subset", "seed")) | _of_data(config)
 
 # %% ../nbs/18_results.ipynb #54992c70
 def _refuse_mixtures(runs, same_for_all=_same_for_all):
@@ -528,9 +528,9 @@ def collect_probes(runs_dir: str | Path, dataset: str, *, encoder: str = "resnet
 # %% ../nbs/18_results.ipynb #63e7c0f4
 def _read_probe(folder):
     "One row of `collect_probes`."
-    config = _read_json(folder/"config.json")
-    settings = {name: config["pretraining"][name] for name in ("temperature", "alpha", "seed")}
-    synthetic = config.get("dataset", {}).get("synthetic", False)
+    config = read_config(folder)
+    settings = {name: config["pretrained"][name] for name in ("temperature", "alpha", "seed")}
+    synthetic = config["data"].get("synthetic", False)
     row = settings | {"folder": folder, "synthetic": synthetic, "config": config}
     return {"probe": folder.parent.name} | row | _read_json(folder/"metrics.json")
 
@@ -538,12 +538,12 @@ def _read_probe(folder):
 def _same_for_encoders(config):
     "What must be equal in every probe of a table, by name."
     varied = ("alpha", "temperature", "seed", "best_epoch")
-    return _prefixed("pretraining", config["pretraining"], varied) | _of_data(config)
+    return _prefixed("pretrained", config["pretrained"], varied) | _of_data(config)
 
 
 def _same_for_probes(config):
     "What must be equal in every probe of one kind, by name."
-    return _same_for_encoders(config) | _prefixed("probe", config["probe"], ("seed",))
+    return _same_for_encoders(config) | _prefixed("settings", asdict(settings_of(config)), ("seed",))
 
 # %% ../nbs/18_results.ipynb #76fe742b
 def probes_table(probes: pd.DataFrame, *, dataset: str) -> pd.DataFrame:

@@ -37,6 +37,7 @@ from .console import project_root
 from .data import SUBSETS, find_fsdnoisy18k, load_clips, locate_dataset
 from .features import SSL_FEATURES, FeatureConfig, feature_store, source_fingerprint
 from .mini import MINI_VERSION, MiniConfig
+from .runs import read_config
 
 # %% ../nbs/21_workflow.ipynb #fd0c2a92
 def code_tree(source: str) -> list:
@@ -204,8 +205,8 @@ class Table:
 
     def _wanted(self, subset, alpha, seed):
         return {
-            "training": {"subset": subset, "alpha": float(alpha), "seed": int(seed), "epochs": self.epochs},
-            "dataset": self.data.wanted(self.store),
+            "settings": {"subset": subset, "alpha": float(alpha), "seed": int(seed), "epochs": self.epochs},
+            "data": self.data.wanted(self.store),
         }
 
 # %% ../nbs/21_workflow.ipynb #d4244326
@@ -358,12 +359,13 @@ def _wanted_of(table, alpha, temperature, seed, probe):
         "seed": int(seed),
         "epochs": table.epochs,
     }
-    wanted = {"pretraining": settings, "dataset": table.data.wanted(table.store)}
+    data = table.data.wanted(table.store)
     if not probe:
-        return wanted
+        return {"settings": settings, "data": data}
     task, subset = probe.split("-")
     epochs = table.probe_epochs(probe)
-    return wanted | {"probe": {"task": task, "subset": subset, "seed": int(seed), "epochs": epochs}}
+    of_probe = {"task": task, "subset": subset, "seed": int(seed), "epochs": epochs}
+    return {"settings": of_probe, "pretrained": settings, "data": data}
 
 # %% ../nbs/21_workflow.ipynb #63c7479e
 def plan_encoders(config: dict) -> EncoderTable:
@@ -430,7 +432,7 @@ def differences(folder: str | Path, wanted: dict[str, dict]) -> list[str] | None
     if not (Path(folder)/"metrics.json").is_file():
         return None
     try:
-        found = json.loads((Path(folder)/"config.json").read_text(encoding="utf-8"))
+        found = read_config(folder)
     except (OSError, ValueError) as error:
         return [f"config.json cannot be read: {error}"]
     different = []

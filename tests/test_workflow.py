@@ -193,7 +193,7 @@ def test_2_a_killed_driver_is_noticed_and_the_rest_is_finished(project):
     assert driver.returncode == 0, error
     assert count("train", error) == 1
     assert (project / FIRST / "metrics.json").stat().st_mtime_ns == first
-    config = json.loads((project / SECOND / "config.json").read_text())["training"]
+    config = json.loads((project / SECOND / "config.json").read_text())["settings"]
     assert (config["alpha"], config["subset"], config["seed"], config["epochs"]) == (0.5, "clean", 0, 8)
     assert (project / "figures" / "mini" / "results.csv").is_file()
     assert not [p for p in orphans if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
@@ -228,7 +228,7 @@ def test_the_self_supervised_part_to_its_end(project):
     encoder = project / "runs" / "mini" / "pretrain" / "resnet18" / "alpha=1.0" / "temperature=0.2" / "seed=0"
     for probe, epochs in (("linear-noisy", 2), ("finetune-noisy", 1), ("finetune-clean", 1)):
         config = json.loads((encoder / probe / "seed=0" / "config.json").read_text())
-        assert (config["probe"]["epochs"], config["pretraining"]["epochs"]) == (epochs, 1)
+        assert (config["settings"]["epochs"], config["pretrained"]["epochs"]) == (epochs, 1)
         assert config["untrained"] is not None  # asked of the baseline
     table = pd.read_csv(project / "figures" / "mini" / "selfsupervised.csv")
     ours = table[table.n_seeds > 0]
