@@ -157,7 +157,8 @@ def _of_first_edition(config):
     machine = {name: config.get(name) for name in ("device", "threads")}
     current = {"kind": kind, "settings": settings, "data": config.get("dataset", {}), "machine": machine}
     if kind == "probe":
-        current |= {"pretrained": sections["pretraining"], "scale": config.get("scale")}
+        current["pretrained"] = sections["pretraining"]
+        current |= {name: config.get(name) for name in ("scale", "untrained")}
     return current | described
 
 # %% ../nbs/17_runs.ipynb #8201a374

@@ -109,8 +109,10 @@ def test_the_losses_need_torch_and_nothing_else():
 
 
 @pytest.mark.parametrize(("module", "left_out"), [
-    ("training", {"librosa", "soundfile", "numba", "matplotlib", "snakemake"}),
-    ("workflow", {"torch", "librosa", "matplotlib"}),
+    ("training", {"librosa", "soundfile", "numba", "matplotlib", "seaborn", "snakemake"}),
+    ("pretraining", {"librosa", "matplotlib", "seaborn", "snakemake"}),
+    ("probing", {"librosa", "matplotlib", "seaborn", "snakemake"}),
+    ("workflow", {"torch", "librosa", "matplotlib", "seaborn"}),
 ])
 def test_what_a_module_does_not_load(module, left_out):
     assert loaded_by(f"import acl_paper.{module}") & left_out == set()
