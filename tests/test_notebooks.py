@@ -105,7 +105,7 @@ def test_nbdev_clean_keeps_the_parameters_tag_but_cleans(copy):
     assert path.read_text() == stored
 
 
-CLEAN = sorted(path.stem for path in (ROOT / "acl_paper").glob("*.py") if not path.stem.startswith("_") and path.stem not in ("data", "download"))
+CLEAN = sorted(path.stem for path in (ROOT / "acl_paper").glob("*.py") if not path.stem.startswith("_"))
 
 
 def all_statement_lines(path):
