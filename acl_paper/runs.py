@@ -421,7 +421,9 @@ def _rebuilt(folder, config, n_mels, network):
     try:
         return _of_kind(config, n_mels, network)
     except (ImportError, AttributeError) as error:
-        name = config.get("pretrained", config["settings"])["network"]
+        name = config.get("pretrained", config["settings"]).get("network", "")
+        if ":" not in name:
+            raise
         raise ValueError(f"{folder} was made with the network {name}, which cannot be imported here "
                          f"({error}); pass it in: load_run(folder, network=...)") from None
 

@@ -30,7 +30,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 # %% ../nbs/13_training.ipynb #3734a027
 from .console import Progress, hold_lock, load_object, make_folder, warn_once, write_atomically
-from .evaluation import CudaRecording, autocast, choose_device, outputs_of, tuned
+from .evaluation import CudaRecording, autocast, choose_device, outputs_of, step_schedule, tuned
 from .features import FeatureConfig
 from .losses import AngularContrastiveLoss, LossTerms, check_alpha, check_setting, pairwise_angles
 from .networks import check_network_name, make_network, placed
@@ -205,7 +205,7 @@ ANGLE_COLUMNS = [f"{kind}_angle_q{q}" for kind in ("same", "other") for q in (10
 
 
 @torch.inference_mode()
-def angle_percentiles(embedding: Tensor, labels: Tensor, *, at_most: int = 512) -> list[float]:
+def angle_percentiles(embedding: Tensor, labels: Tensor, *, at_most: int = 512) -> Tensor:
     """10th, 50th and 90th percentile of the angles of same-class pairs, then of other pairs.
 
     Parameters
@@ -217,20 +217,15 @@ def angle_percentiles(embedding: Tensor, labels: Tensor, *, at_most: int = 512) 
 
     Returns
     -------
-    list of float
-        Six angles in radians, named by `ANGLE_COLUMNS`; NaN where there is no such pair.
+    Tensor, shape (6,)
+        In radians, named by `ANGLE_COLUMNS`; NaN where there is no such pair.
     """
     theta = pairwise_angles(embedding[:at_most])
     same = labels[:at_most, None] == labels[None, :at_most]
     upper = torch.ones_like(same).triu(1)
-    return _percentiles(theta[same & upper]) + _percentiles(theta[~same & upper])
-
-
-def _percentiles(values):
-    if len(values) == 0:
-        return [math.nan] * 3
-    levels = torch.tensor([0.1, 0.5, 0.9], device=values.device)
-    return values.quantile(levels).tolist()
+    levels = torch.tensor([0.1, 0.5, 0.9], device=theta.device)
+    groups = [theta.masked_fill(~(pairs & upper), math.nan) for pairs in (same, ~same)]
+    return torch.cat([group.flatten().nanquantile(levels) for group in groups])
 
 # %% ../nbs/13_training.ipynb #c4bbd19f
 @dataclass
@@ -655,7 +650,7 @@ def _close_epoch(run, row):
     run.history.append(row)
     run.order, run.n_done, run.seconds = None, 0, 0.0
     _check_finite(row)
-    run.schedule.step(row["validation_loss"])
+    step_schedule(run.schedule, row["validation_loss"])
     if run.config.keep == "last" or run.best is None or row["validation_loss"] < run.best["loss"]:
         weights = {name: value.detach().clone() for name, value in run.step.network.state_dict().items()}
         run.best = {"loss": row["validation_loss"], "epoch": row["epoch"], "weights": weights}
@@ -679,7 +674,7 @@ def _validate(step, patches, config, shuffling):
                                drop_last=released)
     row = _named("validation", losses.tolist())
     row["validation_accuracy"] = (logits.argmax(1) == patches.labels).float().mean().item()
-    return row | dict(zip(ANGLE_COLUMNS, angle_percentiles(embedding, patches.labels)))
+    return row | dict(zip(ANGLE_COLUMNS, angle_percentiles(embedding, patches.labels).tolist()))
 
 
 def _named(kind, losses):
