@@ -24,8 +24,18 @@ REPOSITORY, BRANCH = "https://github.com/{user}/{repo}".format_map(settings["DEF
 BADGE = re.compile(r"\[!\[Open in Colab\]\(\S+\)\]\((\S+)\)")
 
 # The order in which a newcomer reads. A notebook that is not named here comes last in its section.
-WORKFLOW = ["train", "results", "pretrain", "probe", "results_selfsupervised", "change_it"]
+WORKFLOW = ["train", "pretrain", "probe", "results", "results_selfsupervised", "change_it"]
 STUDIES = ["uniformity_tolerance", "audit", "benchmark"]
+
+# Where the pages of earlier versions are now
+MOVED = {
+    "motivation": "01_motivation", "04_losses": "02_losses", "04b_robust_losses": "03_robust_losses", "13_robust_losses": "03_robust_losses",
+    "00_data": "05_data", "01_mini": "07_mini", "02_features": "08_features", "03_model": "10_networks", "09_encoders": "10_networks",
+    "08_augment": "11_augment", "06_evaluation": "12_evaluation", "05_training": "13_training", "10_selfsupervised": "14_pretraining",
+    "11_embedding_quality": "16_embedding_quality", "07_results": "18_results", "12_inference": "20_inference", "19_inference": "20_inference",
+    "14_workflow": "21_workflow", "20_workflow": "21_workflow", "api/model": "api/networks", "api/encoders": "api/networks",
+    "api/selfsupervised": "api/pretraining", "api/benchmark": "benchmark",
+}
 
 # Quarto's cell options, which nbdev_docs honours too, as MyST-NB's cell tags
 OPTIONS = {("echo", "false"): "remove-input", ("output", "false"): "remove-output", ("include", "false"): "remove-cell",
@@ -38,8 +48,8 @@ def sections() -> dict[str, list[str]]:
     names = sorted(p.stem for p in (ROOT / "nbs").glob("*.ipynb") if p.stem != "index" and p.stem[0] not in "._")
     ranked = lambda chosen, order: sorted(chosen, key=lambda n: order.index(n) if n in order else len(order))
     steps = [n for n in names if n[:2].isdigit()]
-    return {"Run it": ranked([n for n in names if n in WORKFLOW], WORKFLOW) + ["explorer"],
-            "The paper, step by step": steps,
+    return {"The paper, step by step": steps,
+            "Run it": ranked([n for n in names if n in WORKFLOW], WORKFLOW) + ["explorer"],
             "Studies": ranked([n for n in names if n not in WORKFLOW + steps], STUDIES)}
 
 
@@ -205,13 +215,26 @@ def stage():
         if path.is_file() and path not in written: path.unlink()
 
 
+def redirect(output: Path):
+    "Pages at the old addresses, which lead to the new ones."
+    for old, new in MOVED.items():
+        target = "../" * old.count("/") + f"{new}.html"
+        (output / f"{old}.html").write_text(f'''<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Moved</title><link rel="canonical" href="{target}">
+<meta http-equiv="refresh" content="0; url={target}"></head>
+<body><main><h1>Moved</h1><p>This page is now <a href="{target}">{new}</a>.</p></main></body></html>
+''', encoding="utf-8")
+
+
 def main(output: Path, work: Path) -> int:
     global SOURCE
     from sphinx.cmd.build import main as sphinx
     SOURCE = work / "src"
     stage()
-    return sphinx(["-q", "-W", "--keep-going", "-j", "2", "-c", str(ROOT / "docs"), "-d", str(work / "doctrees"),
-                   "-D", f"html_extra_path={SOURCE / 'extra'}", str(SOURCE), str(output)])
+    status = sphinx(["-q", "-W", "--keep-going", "-j", "2", "-c", str(ROOT / "docs"), "-d", str(work / "doctrees"),
+                     "-D", f"html_extra_path={SOURCE / 'extra'}", str(SOURCE), str(output)])
+    if status == 0: redirect(output)
+    return status
 
 
 if __name__ == "__main__":
