@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 # %% ../nbs/21_workflow.ipynb #c9e3cf82
@@ -613,6 +614,7 @@ def acl_reproduce(data: str = None,  # the data set's folder (else $ACL_DATA, da
     "Make the paper's tables, or resume making them: features, one notebook per cell, then the results."
     if not Path("Snakefile").is_file():
         raise SystemExit("acl_reproduce: run it in the project's folder, where the Snakefile is")
+    _check_extras(profile)
     settings = dict(part=part, data=data, dataset=dataset, alphas=alphas, subsets=subsets,
                     temperatures=temperatures, seeds=seeds, epochs=epochs, linear_epochs=linear_epochs,
                     finetune_epochs=finetune_epochs, runs=runs, figures=figures, features=features)
@@ -625,6 +627,18 @@ def acl_reproduce(data: str = None,  # the data set's folder (else $ACL_DATA, da
     except (DriverAlive, ValueError) as error:
         raise SystemExit(f"acl_reproduce: {error}")
     os.execv(command[0], command)
+
+# %% ../nbs/21_workflow.ipynb #780b81bc
+def _check_extras(profile):
+    "End with the command that installs what is missing."
+    needed = {"workflow": "snakemake"}
+    settings = Path(profile or ".")/"config.yaml"
+    if settings.is_file() and re.search(r"^executor: *slurm", settings.read_text(), re.MULTILINE):
+        needed["slurm"] = "snakemake_executor_plugin_slurm"
+    for extra, module in needed.items():
+        if find_spec(module) is None:
+            command = f"{sys.executable} -m pip install -c constraints.txt -e '.[{extra}]'"
+            raise SystemExit(f"acl_reproduce: {module} is not installed; install it with: {command}")
 
 # %% ../nbs/21_workflow.ipynb #6292c10c
 def _clear_locks(command):
