@@ -595,8 +595,8 @@ def comparison_power(effect: float, n_seeds: int, n_clips: int, *, accuracy: flo
     Returns
     -------
     float
-        In [level / 2, 1]: `level` / 2 where there is no effect. On different clips a little too low for two or
-        three seeds.
+        In [level / 2, 1]: `level` / 2 where there is no effect. On different clips a little too low for two
+        or three seeds.
 
     Raises
     ------
