@@ -379,15 +379,15 @@ def table_fingerprint(clips: pd.DataFrame, subset: str = "all") -> str:
     Returns
     -------
     str
-        Of the clips' paths, labels, splits and verified flags, row by row, and of all class names.
+        Of the clips' names, labels, splits and verified flags, row by row, and of all class names.
 
     See Also
     --------
-    acl_paper.features.source_fingerprint : The same of the audio.
+    acl_paper.audio.source_fingerprint : The same of the audio.
     """
     used = pd.concat([select_subset(clips, subset), clips[clips["split"] == "test"]])
-    columns = [name for name in ("path", "label", "split", "manually_verified") if name in used]
-    rows = used[columns].assign(path=used["path"].map(one_spelling)).values.tolist()
+    columns = [name for name in ("fname", "label", "split", "manually_verified") if name in used]
+    rows = used[columns].assign(fname=used["fname"].map(one_spelling)).values.tolist()
     text = json.dumps([class_names(clips), columns, rows])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
