@@ -28,9 +28,11 @@ $(READY): constraints.txt settings.ini setup.py
 	$(INSTALL) .
 	touch $@
 
-# The same environment with an extra of setup.py; --no-compile above: Python compiles a module when it is first imported, and most never are
+# The same environment with an extra of setup.py. --no-compile: the demo imports a small part of what is installed, and Python compiles that itself.
+# The tests start hundreds of processes that leave no bytecode: for them all of it is compiled here (one file of torch is for a newer Python).
 $(READY)-%: $(READY)
 	$(INSTALL) '.[$*]'
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	touch $@
 
 demo: $(READY)

@@ -22,7 +22,6 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 # %% ../nbs/21_workflow.ipynb #c9e3cf82
@@ -34,7 +33,7 @@ from traitlets.config import Config
 # %% ../nbs/21_workflow.ipynb #ad7f12be
 import acl_paper
 
-from .console import project_root
+from .console import check_extra, project_root
 from .data import SUBSETS, find_fsdnoisy18k, load_clips, locate_dataset
 from .features import SSL_FEATURES, FeatureConfig, feature_store, source_fingerprint
 from .mini import MINI_VERSION, MiniConfig
@@ -614,31 +613,21 @@ def acl_reproduce(data: str = None,  # the data set's folder (else $ACL_DATA, da
     "Make the paper's tables, or resume making them: features, one notebook per cell, then the results."
     if not Path("Snakefile").is_file():
         raise SystemExit("acl_reproduce: run it in the project's folder, where the Snakefile is")
-    _check_extras(profile)
     settings = dict(part=part, data=data, dataset=dataset, alphas=alphas, subsets=subsets,
                     temperatures=temperatures, seeds=seeds, epochs=epochs, linear_epochs=linear_epochs,
                     finetune_epochs=finetune_epochs, runs=runs, figures=figures, features=features)
     try:
+        check_extra("workflow", "snakemake")
+        if "slurm" in (profile or ""):
+            check_extra("slurm", "snakemake_executor_plugin_slurm")
         names = [] if profile else visible_gpus(gpus)
         command = snakemake_command(settings, jobs=jobs, gpus=names, cells_per_gpu=cells_per_gpu,
                                     threads=threads, profile=profile, more=more)
         if not {"-n", "--dry-run", "--dryrun"} & set(command):
             _clear_locks(command)
-    except (DriverAlive, ValueError) as error:
+    except (DriverAlive, ValueError, ImportError) as error:
         raise SystemExit(f"acl_reproduce: {error}")
     os.execv(command[0], command)
-
-# %% ../nbs/21_workflow.ipynb #780b81bc
-def _check_extras(profile):
-    "End with the command that installs what is missing."
-    needed = {"workflow": "snakemake"}
-    settings = Path(profile or ".")/"config.yaml"
-    if settings.is_file() and re.search(r"^executor: *slurm", settings.read_text(), re.MULTILINE):
-        needed["slurm"] = "snakemake_executor_plugin_slurm"
-    for extra, module in needed.items():
-        if find_spec(module) is None:
-            command = f"{sys.executable} -m pip install -c constraints.txt -e '.[{extra}]'"
-            raise SystemExit(f"acl_reproduce: {module} is not installed; install it with: {command}")
 
 # %% ../nbs/21_workflow.ipynb #6292c10c
 def _clear_locks(command):

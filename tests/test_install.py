@@ -60,7 +60,7 @@ def test_the_pythons_that_are_claimed_are_those_that_github_tries():
 ])
 def test_a_missing_extra_is_one_line_with_the_command(profile, missing, extra, monkeypatch):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(workflow, "find_spec", lambda name: None if name == missing else True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == missing else True)
     with pytest.raises(SystemExit) as told:
         workflow.acl_reproduce(profile=profile)
     line = str(told.value)
