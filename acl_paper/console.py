@@ -6,11 +6,7 @@
 __all__ = ['NO_LOCKS', 'DatasetError', 'error_message', 'printable', 'some_names', 'warn_once', 'project_root', 'user_path',
            'can_name_folder', 'Progress', 'track', 'check_space', 'make_folder', 'full_disk_reported', 'read_rows',
            'read_columns', 'put_in_place', 'replacing', 'write_atomically', 'hold_lock', 'file_state', 'is_settled',
-<<<<<<< .merge_file_MHOBfD
-           'cache_file', 'read_cache', 'write_cache', 'check_once', 'load_object', 'command']
-=======
-           'check_once', 'load_object', 'command', 'check_extra']
->>>>>>> .merge_file_59Ey2A
+           'cache_file', 'read_cache', 'write_cache', 'check_once', 'load_object', 'command', 'check_extra']
 
 # %% ../nbs/04_console.ipynb #5e3679f4
 import contextlib
