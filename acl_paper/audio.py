@@ -239,9 +239,11 @@ def _mono_blocks(path: Path, file) -> Iterator[np.ndarray]:
         n_read += len(block)
         if is_16_bit:
             block = block * np.float32(2**-15)
+        is_last = len(block) < n_frames
         with np.errstate(over="ignore", invalid="ignore"):
-            yield block[:, 0] if file.channels == 1 else block.mean(axis=1)
-        if len(block) < n_frames:
+            block = block[:, 0] if file.channels == 1 else block.mean(axis=1)
+        yield block
+        if is_last:
             break
     allowed = 1152 if file.format == "MP3" else 0  # some encoders count the frame with the number of frames
     if n_read < file.frames - allowed:

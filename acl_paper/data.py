@@ -267,7 +267,8 @@ def _with_names_on_disk(clips: pd.DataFrame, root: Path) -> pd.DataFrame:
     "The clips with their paths as the disk spells them; a path that is not there in any spelling stays."
     @functools.cache
     def spelled(folder: Path) -> dict[str, str]:
-        return {one_spelling(name): name for name in os.listdir(folder)} if folder.is_dir() else {}
+        names = [path.name for path in folder.glob("*")]  # none where there is none, or it may not be read
+        return {one_spelling(name): name for name in names}
 
     def on_disk(path: str) -> str:
         if path.isascii() or os.path.exists(root / path):
