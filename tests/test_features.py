@@ -208,6 +208,7 @@ def test_two_processes_make_one_store(clips_300, tmp_path):
 
 MEASURE = """
 import json, resource, sys
+from acl_paper.features import extract_features
 store = extract_features(sys.argv[1], sys.argv[2], n_jobs=2, report_every_s=None)
 unit = 1 if sys.platform == "darwin" else 1024
 print(json.dumps([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, store.frames.nbytes / 1e6]))
