@@ -16,7 +16,7 @@ import shutil
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -261,14 +261,22 @@ def _map_frames(path: Path, dataset: h5py.Dataset) -> np.ndarray:
     return np.memmap(path, mode="r", dtype="<f4", shape=dataset.shape, offset=dataset.id.get_offset())
 
 
+def _blocks(store: FeatureStore) -> Iterator[bytes]:
+    "The bytes of a store's frames, 4 MB at a time: read and not mapped, so that they do not stay in memory."
+    left = store.frames.nbytes
+    with open(store.path, "rb") as file:
+        file.seek(getattr(store.frames, "offset", 0))
+        while block := file.read(min(left, 1 << 22)):
+            left -= len(block)
+            yield block
+
+
 def _check_frames(store: FeatureStore, expected: int | None) -> None:
     "Refuse frames with another checksum; those of the first edition, which has none (None), must be finite."
-    total = 0
-    is_good = True
-    for start in range(0, len(store.frames), 1 << 14):
-        block = store.frames[start:start + (1 << 14)]
+    total, is_good = 0, True
+    for block in _blocks(store):
         if expected is None:
-            is_good = is_good and bool(np.isfinite(block).all())
+            is_good = is_good and bool(np.isfinite(np.frombuffer(block, "<f4")).all())
         else:
             total = zlib.crc32(block, total)
     if not is_good or expected not in (None, total):
