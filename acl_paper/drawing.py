@@ -67,9 +67,10 @@ def finish_panels(figure: Figure, *, ncols: int = 4) -> None:
         figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=ncols)
 
 
-def legend_below(ax: Axes) -> None:
+def legend_below(ax: Axes, *, ncols: int = 1) -> None:
     "Put the legend of a panel that stands alone below it, off the data."
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.25))
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=4.2, ncols=ncols,
+              handlelength=1.6, columnspacing=1)
 
 # %% ../nbs/19_drawing.ipynb #19d0000e
 SOLID, DASHED = "", (3, 1)
@@ -117,6 +118,7 @@ def plot_losses(history: pd.DataFrame, ax: Axes) -> None:
     parts = [column for column in CURVES if column.endswith(("_first", "_angular"))]
     plot_curves(history, ax, parts, ylabel="loss")
     ax.set_ylim(bottom=0)
+    legend_below(ax, ncols=2)
 
 # %% ../nbs/19_drawing.ipynb #19d00011
 def plot_angles(history: pd.DataFrame, ax: Axes, *, margin_rad: float = 0.5) -> None:
@@ -138,7 +140,7 @@ def plot_angles(history: pd.DataFrame, ax: Axes, *, margin_rad: float = 0.5) -> 
         ax.fill_between(history.epoch, low, high, color=color, alpha=0.2, lw=0)
     ax.axhline(margin_rad, color="0.3", lw=1, ls=":", label="margin")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set(xlabel="epoch", ylabel="angle of two patches (rad)", ylim=(0, None))
+    ax.set(xlabel="epoch", ylabel="angle (rad)", ylim=(0, None))
     legend_below(ax)
 
 # %% ../nbs/19_drawing.ipynb #19d00014
@@ -160,7 +162,7 @@ def plot_history(history: pd.DataFrame, axes: Sequence[Axes], *, margin_rad: flo
 
 
 def plot_pretraining(history: pd.DataFrame, axes: Sequence[Axes]) -> None:
-    """Draw a pre-training's loss, its two parts, and the accuracy of nearest neighbours.
+    """Draw a pre-training's loss, its two parts, and the accuracy by nearest neighbours.
 
     Parameters
     ----------
@@ -173,7 +175,9 @@ def plot_pretraining(history: pd.DataFrame, axes: Sequence[Axes]) -> None:
     per_cent = history.assign(**100 * history[accuracies])
     plot_curves(history, axes[0], ["train_loss"], ylabel="total loss")
     plot_losses(history, axes[1])
-    plot_curves(per_cent, axes[2], accuracies, ylabel="accuracy by neighbours (%)", marker=".")
+    plot_curves(per_cent, axes[2], accuracies, ylabel="accuracy (%)", marker="o", markersize=4,
+                markeredgewidth=0)
+    axes[2].set_xlim(axes[0].get_xlim())
 
 # %% ../nbs/19_drawing.ipynb #19d00019
 def readable(names: Sequence[str]) -> list[str]:

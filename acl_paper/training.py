@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['CHOICES', 'ANGLE_COLUMNS', 'IN_PLAIN', 'TrainConfig', 'terms_of', 'TrainingStep', 'validation_losses',
            'angle_percentiles', 'Run', 'network_of', 'loss_of', 'optimiser_of', 'first_step', 'Training',
-           'split_digest', 'package_digest', 'identity_of', 'Checkpoint', 'fit', 'with_paths']
+           'random_state', 'set_random_state', 'split_digest', 'package_digest', 'identity_of', 'Checkpoint', 'alone',
+           'fit', 'with_paths']
 
 # %% ../nbs/13_training.ipynb #64ec3104
 import hashlib
@@ -14,6 +15,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from importlib.resources import files
@@ -27,8 +29,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 # %% ../nbs/13_training.ipynb #3734a027
-from .console import Progress, load_object, write_atomically
-from .evaluation import CudaRecording, autocast, choose_device, outputs_of, tuned
+from .console import Progress, hold_lock, load_object, make_folder, warn_once, write_atomically
+from .evaluation import CudaRecording, autocast, choose_device, outputs_of, step_schedule, tuned
 from .features import FeatureConfig
 from .losses import AngularContrastiveLoss, LossTerms, check_alpha, check_setting, pairwise_angles
 from .networks import check_network_name, make_network, placed
@@ -203,7 +205,7 @@ ANGLE_COLUMNS = [f"{kind}_angle_q{q}" for kind in ("same", "other") for q in (10
 
 
 @torch.inference_mode()
-def angle_percentiles(embedding: Tensor, labels: Tensor, *, at_most: int = 512) -> list[float]:
+def angle_percentiles(embedding: Tensor, labels: Tensor, *, at_most: int = 512) -> Tensor:
     """10th, 50th and 90th percentile of the angles of same-class pairs, then of other pairs.
 
     Parameters
@@ -215,20 +217,15 @@ def angle_percentiles(embedding: Tensor, labels: Tensor, *, at_most: int = 512) 
 
     Returns
     -------
-    list of float
-        Six angles in radians, named by `ANGLE_COLUMNS`; NaN where there is no such pair.
+    Tensor, shape (6,)
+        In radians, named by `ANGLE_COLUMNS`; NaN where there is no such pair.
     """
     theta = pairwise_angles(embedding[:at_most])
     same = labels[:at_most, None] == labels[None, :at_most]
     upper = torch.ones_like(same).triu(1)
-    return _percentiles(theta[same & upper]) + _percentiles(theta[~same & upper])
-
-
-def _percentiles(values):
-    if len(values) == 0:
-        return [math.nan] * 3
-    levels = torch.tensor([0.1, 0.5, 0.9], device=values.device)
-    return values.quantile(levels).tolist()
+    levels = torch.tensor([0.1, 0.5, 0.9], device=theta.device)
+    groups = [theta.masked_fill(~(pairs & upper), math.nan) for pairs in (same, ~same)]
+    return torch.cat([group.flatten().nanquantile(levels) for group in groups])
 
 # %% ../nbs/13_training.ipynb #c4bbd19f
 @dataclass
@@ -366,33 +363,41 @@ class Training:
 
     def state(self) -> dict:
         "Everything that is needed to resume."
-        step, device = self.step, self.step.losses.device
-        return {
-            "network": step.network.state_dict(),
-            "optimiser": step.optimiser.state_dict(),
-            "schedule": self.schedule.state_dict(),
+        parts = {name: part.state_dict() for name, part in self._parts().items()}
+        plain = {name: getattr(self, name) for name in IN_PLAIN}
+        return parts | plain | random_state(self.step.losses.device) | {
             "shuffling": self.shuffling.get_state(),
-            "random": torch.get_rng_state(),
-            "random_gpu": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-            "losses": step.losses,
-        } | {name: getattr(self, name) for name in IN_PLAIN}
+            "losses": self.step.losses,
+        }
 
     def resume(self, state: dict) -> None:
         "Be where the training was whose `state` this is."
-        step, device = self.step, self.step.losses.device
-        step.network.load_state_dict(state["network"])
-        step.optimiser.load_state_dict(state["optimiser"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.shuffling.set_state(state["shuffling"].cpu())
-        torch.set_rng_state(state["random"].cpu())
-        if device.type == "cuda":
-            torch.cuda.set_rng_state(state["random_gpu"].cpu(), device)
-        step.losses.copy_(state["losses"])
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
         for name in IN_PLAIN:
             setattr(self, name, state[name])
+        set_random_state(state, self.step.losses.device)
+        self.shuffling.set_state(state["shuffling"].cpu())
+        self.step.losses.copy_(state["losses"])
+
+    def _parts(self):
+        return {"network": self.step.network, "optimiser": self.step.optimiser, "schedule": self.schedule}
+
+# %% ../nbs/13_training.ipynb #8bb44075
+IN_PLAIN = ("history", "best", "order", "n_done", "seconds")  # of a training, stored as they are
 
 
-IN_PLAIN = ("history", "best", "order", "n_done", "seconds")  # stored as they are
+def random_state(device: torch.device) -> dict:
+    "The states of torch's generators on the CPU and, for a GPU, on the device."
+    gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return {"random": torch.get_rng_state(), "random_gpu": gpu}
+
+
+def set_random_state(state: dict, device: torch.device) -> None:
+    "Bring torch's generators to a `random_state`."
+    torch.set_rng_state(state["random"].cpu())
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state["random_gpu"].cpu(), device)
 
 # %% ../nbs/13_training.ipynb #1741967a
 def split_digest(split: Split) -> str:
@@ -458,7 +463,7 @@ class Checkpoint:
         self.saved = time.monotonic()
         if self.path:
             self.identity = run.identity
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path.parent, "the run")
 
     def load(self) -> bool:
         """Bring the run to where the file left it, if there is one.
@@ -470,7 +475,7 @@ class Checkpoint:
         """
         if not self.path or not self.path.exists():
             return False
-        stored = self._read()
+        stored = _read_checkpoint(self.path)
         different = _differences(stored["identity"], self.identity)
         if different:
             raise ValueError(f"{self.path} belongs to another run ({'; '.join(different)}). "
@@ -478,24 +483,36 @@ class Checkpoint:
         self.run.resume(stored["state"])
         return True
 
-    def _read(self):
-        try:
-            stored = torch.load(self.path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise ValueError(f"{self.path} is not a checkpoint that can be read ({error}); "
-                             "remove it to start anew") from None
-        if "identity" not in stored:
-            raise ValueError(f"{self.path} is of an earlier version of this package; remove it to start anew")
-        return stored
-
     def save(self, *, at_once: bool = False) -> None:
         "Write the run if it is time for it."
         if not self.path or (not at_once and time.monotonic() - self.saved < self.every_s):
             return
         content = io.BytesIO()
         torch.save({"identity": self.identity, "state": self.run.state()}, content)
-        write_atomically(self.path, content.getvalue())
+        try:
+            write_atomically(self.path, content.getvalue())
+        except OSError as error:  # a training need not die of it
+            warn_once(f"{self.path} could not be written ({error.strerror}); training continues.")
         self.saved = time.monotonic()
+
+# %% ../nbs/13_training.ipynb #f942def2
+def _read_checkpoint(path):
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path} is not a checkpoint that can be read ({error}); "
+                         "remove it to start anew") from None
+    if "identity" not in stored:
+        raise ValueError(f"{path} is of an earlier version of this package; remove it to start anew")
+    return stored
+
+# %% ../nbs/13_training.ipynb #657be3f2
+def alone(checkpoint: str | Path | None):
+    "A context in which no other process trains the run of that checkpoint; for None, any may."
+    if not checkpoint:
+        return nullcontext()
+    folder = make_folder(Path(checkpoint).parent, "the run").resolve()
+    return hold_lock(folder.parent/f".{folder.name}.lock", f"the run in {folder} is made")
 
 # %% ../nbs/13_training.ipynb #a798f404
 _SAID = {
@@ -565,7 +582,8 @@ def fit(split: Split, config: TrainConfig = TrainConfig(), *, network: Callable 
     device = choose_device(device)
     given = dict(network=network, loss=loss, optimiser=optimiser)
     config = with_paths(config, **given)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), tuned(config.precision):
+    forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    with alone(checkpoint), forked, tuned(config.precision):
         torch.manual_seed(config.seed)
         training = Training(split.to(device), config, **given)
         saved = Checkpoint(checkpoint, training, every_s=checkpoint_every_s)
@@ -632,7 +650,7 @@ def _close_epoch(run, row):
     run.history.append(row)
     run.order, run.n_done, run.seconds = None, 0, 0.0
     _check_finite(row)
-    run.schedule.step(row["validation_loss"])
+    step_schedule(run.schedule, row["validation_loss"])
     if run.config.keep == "last" or run.best is None or row["validation_loss"] < run.best["loss"]:
         weights = {name: value.detach().clone() for name, value in run.step.network.state_dict().items()}
         run.best = {"loss": row["validation_loss"], "epoch": row["epoch"], "weights": weights}
@@ -656,7 +674,7 @@ def _validate(step, patches, config, shuffling):
                                drop_last=released)
     row = _named("validation", losses.tolist())
     row["validation_accuracy"] = (logits.argmax(1) == patches.labels).float().mean().item()
-    return row | dict(zip(ANGLE_COLUMNS, angle_percentiles(embedding, patches.labels)))
+    return row | dict(zip(ANGLE_COLUMNS, angle_percentiles(embedding, patches.labels).tolist()))
 
 
 def _named(kind, losses):
