@@ -238,11 +238,14 @@ if "selfsupervised" in TABLES:
         shell: collect_notebook()
 
 
-def closing():
+def closing(stopped=False):
     "What is not there, or that all is."
     left = unfinished(WANTED, FEATURE_LOGS, RESULT_LOGS)
     if not left:
         return f"done: {', '.join(RESULT_LOGS)}, {len(WANTED)} cells on {ONE.data.name} in {ONE.runs}/"
+    if stopped:
+        n_done = sum(differences(folder, wanted) == [] for folder, wanted in WANTED.items())
+        return f"stopped: {n_done} of {len(WANTED)} cells are done; the same command resumes"
     return f"{left}\nEach folder keeps its log and, as far as it came, the executed notebook.\nThe same command resumes; `make results` makes the table of the cells that are done."
 
 
@@ -257,4 +260,5 @@ onsuccess:
 
 
 onerror:
-    print(closing(), file=sys.stderr)
+    by_user = any("on user request" in Path(file).read_text(errors="replace") for file in log)  # Ctrl-C
+    print(closing(by_user), file=sys.stderr)

@@ -388,15 +388,15 @@ def differences(folder: str | Path, wanted: dict[str, dict]) -> list[str] | None
     list of str, optional
         One text per setting that differs, or one that says that a file is damaged.
     """
-    from acl_paper.runs import read_config
+    from acl_paper.runs import read_config, read_metrics
 
     metrics = Path(folder)/"metrics.json"
     if not metrics.is_file():
         return None
     try:
-        dict(json.loads(metrics.read_text(encoding="utf-8")))
+        read_metrics(metrics)
         found = {section: dict(read_config(folder)[section]) for section in wanted}
-    except Exception as error:  # whatever cannot be read is no finished run
+    except (OSError, KeyError, TypeError, ValueError) as error:
         return [f"it is damaged ({type(error).__name__}: {error})"]
     different = []
     for section, name in ((section, name) for section in wanted for name in wanted[section]):
