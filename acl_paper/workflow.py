@@ -582,25 +582,27 @@ def acl_reproduce(data: str = None,  # the data set's folder (else $ACL_DATA, da
                     temperatures=temperatures, seeds=seeds, epochs=epochs, linear_epochs=linear_epochs,
                     finetune_epochs=finetune_epochs, runs=runs, figures=figures, features=features)
     try:
-        _check_counts(jobs=jobs, threads=threads, gpus=gpus, cells_per_gpu=cells_per_gpu)
-        names = [] if profile else visible_gpus(gpus)
-        tables = plan_parts(settings)
-        config_file = _config_file(settings | {"threads": threads, "gpus": names})
-        words = snakemake_command(config_file, jobs=jobs, gpus=names, cells_per_gpu=cells_per_gpu,
-                                  threads=threads, profile=profile, more=more)
-        if not {"-n", "--dry-run", "--dryrun"} & set(words):
-            hold_driver_lock()
-            for table, name in itertools.product(tables.values(), FOLDERS):
-                make_folder(getattr(table, name), f"the {name}")
+        words = _prepared(settings, profile, more, jobs=jobs, threads=threads, gpus=gpus,
+                          cells_per_gpu=cells_per_gpu)
     except ValueError as error:
         raise SystemExit(f"acl_reproduce: {error}")
     _run(words)
 
 # %% ../nbs/21_workflow.ipynb #6292c10c
-def _check_counts(**counts):
+def _prepared(settings, profile, more, **counts):
+    "The call of Snakemake, when all settings can be, no other driver is at work and the folders are there."
     for name, count in counts.items():
         if count is not None:
             _values(name, count)
+    gpus = [] if profile else visible_gpus(counts["gpus"])
+    tables = plan_parts(settings)
+    config_file = _config_file(settings | {"threads": counts["threads"], "gpus": gpus})
+    words = snakemake_command(config_file, **counts | {"gpus": gpus}, profile=profile, more=more)
+    if not {"-n", "--dry-run", "--dryrun"} & set(words):
+        hold_driver_lock()
+        for table, name in itertools.product(tables.values(), FOLDERS):
+            make_folder(getattr(table, name), f"the {name}")
+    return words
 
 
 def _run(words):
