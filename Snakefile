@@ -212,7 +212,7 @@ if "selfsupervised" in TABLES:
             notebook=f"{PROBE}/probe.ipynb",
         params:
             code=code_digest("nbs/probe.ipynb"),
-            epochs=lambda wildcards: ENCODERS.probe_epochs(wildcards.task),
+            epochs=lambda wildcards: getattr(ENCODERS, f"{wildcards.task}_epochs"),
             untrained=lambda wildcards: float(wildcards.alpha) == 1,  # the same first weights whatever alpha is: asked once
             features=features_of(PROBE, ENCODERS),
         threads: config.get("threads", 1)

@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['CLIP_COLUMNS', 'choose_device', 'tuned', 'CudaRecording', 'step_schedule', 'autocast', 'outputs_of', 'ClipOutputs',
-           'clip_outputs', 'prediction_table', 'class_probabilities', 'evaluate', 'Proportion', 'wilson', 'accuracy',
-           'class_accuracy', 'macro_accuracy', 'patch_weighted_accuracy', 'validation_accuracies', 'all_accuracies',
-           'hardest_clips', 'neighbour_votes', 'neighbour_predictions', 'mcnemar', 'paired_difference', 'holm']
+           'clip_outputs', 'prediction_table', 'class_probabilities', 'Run', 'evaluate', 'Proportion', 'wilson',
+           'accuracy', 'class_accuracy', 'macro_accuracy', 'patch_weighted_accuracy', 'validation_accuracies',
+           'all_accuracies', 'hardest_clips', 'neighbour_votes', 'neighbour_predictions', 'mcnemar',
+           'paired_difference', 'holm', 'comparison_power']
 
 # %% ../nbs/12_evaluation.ipynb #92cdcf26
 import ctypes
 import math
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import NamedTuple
 
 # %% ../nbs/12_evaluation.ipynb #8431bff8
@@ -20,12 +22,14 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from scipy.stats import binomtest, bootstrap
-from torch import Tensor
+from scipy.stats import binomtest, bootstrap, nct
+from scipy.stats import t as student_t
+from torch import Tensor, nn
 
 # %% ../nbs/12_evaluation.ipynb #f40bb72d
+from .features import FeatureConfig
 from .networks import NetworkOutput, placed
-from .patches import Patches
+from .patches import InputScale, Patches, Scaler
 
 # %% ../nbs/12_evaluation.ipynb #bd10ed03
 def choose_device(device: str = "auto") -> torch.device:
@@ -253,8 +257,52 @@ def class_probabilities(predictions: pd.DataFrame) -> pd.DataFrame:
     taken = {f"{name} (class)": name for name in CLIP_COLUMNS}
     return probabilities.rename(columns=taken)
 
+# %% ../nbs/12_evaluation.ipynb #c4bbd19f
+@dataclass
+class Run:
+    """A trained network, and all that is needed to use it on new audio: what every `fit` returns.
+
+    Attributes
+    ----------
+    kind : {"training", "pretraining", "probe"}
+    network : Module
+        In evaluation mode, on the CPU, with the kept weights. It gives two outputs for standardised patches
+        (B, 1, T, F): logits (of a pre-training: projections) and embedding.
+    scaler : Scaler or InputScale
+        Standardises log-mel frames.
+    settings : TrainConfig, PretrainConfig or ProbeConfig
+    features : FeatureConfig
+        What the frames were made with.
+    classes : list of str
+        Names of the classes; index = label.
+    history : DataFrame
+        One row per epoch.
+    best_epoch : int
+        The epoch (from 1) the kept weights come from; 0 for weights that were never trained.
+    pretrained : dict or None
+        Of a probe: the settings of the pre-training before it, and its best epoch.
+
+    See Also
+    --------
+    acl_paper.runs.save_run, acl_paper.runs.load_run : to a folder and back.
+    """
+    kind: str
+    network: nn.Module
+    scaler: Scaler | InputScale
+    settings: object
+    features: FeatureConfig
+    classes: list[str]
+    history: pd.DataFrame
+    best_epoch: int
+    pretrained: dict | None = None
+
+    @property
+    def patch_frames(self) -> int:
+        "T of the patches that the network takes."
+        return self.pretrained["patch_frames"] if self.kind == "probe" else self.settings.patch_frames
+
 # %% ../nbs/12_evaluation.ipynb #2cce7667
-def evaluate(run, patches: Patches, fnames: pd.Series, *,
+def evaluate(run: Run, patches: Patches, fnames: pd.Series, *,
              device: str = "auto") -> tuple[pd.DataFrame, np.ndarray]:
     """Predictions of a trained network for test patches.
 
@@ -517,3 +565,50 @@ def holm(p_values: np.ndarray) -> np.ndarray:
     order = p_values.argsort()
     corrected = np.maximum.accumulate(np.minimum(1, p_values[order] * np.arange(len(order), 0, -1)))
     return corrected[order.argsort()]
+
+# %% ../nbs/12_evaluation.ipynb #9c831a1a
+def comparison_power(effect: float, n_seeds: int, n_clips: int, *, accuracy: float, run_sd: float,
+                     correlation: float, same_clips: bool = True, level: float = 0.05) -> float:
+    """Probability that a t test between two settings finds a difference of their accuracies, with its sign.
+
+    Arrays are taken as well, and broadcast.
+
+    Parameters
+    ----------
+    effect : float
+        The true difference, in [0, 1): 0.02 is two points.
+    n_seeds : int
+        Runs of each setting, m, at least 2.
+    n_clips : int
+        Test clips of a run, n.
+    accuracy : float
+        About what both settings reach, p in [0, 1].
+    run_sd : float
+        Standard deviation between runs of one setting, apart from the choice of test clips, in [0, 1].
+    correlation : float
+        Between two runs' right and wrong (1 and 0) over clips, in [0, 1).
+    same_clips : bool
+        Whether both settings are tested on the same clips.
+    level : float
+        Of the two-sided test, in (0, 1).
+
+    Returns
+    -------
+    float
+        In [level / 2, 1]: `level` / 2 where there is no effect. On different clips a little too low for two
+        or three seeds.
+
+    Raises
+    ------
+    ValueError
+        for fewer than two seeds, which leave nothing to estimate the spread between runs from.
+    """
+    if np.min(n_seeds) < 2:
+        raise ValueError(f"n_seeds must be at least 2, one run has no spread; got {np.min(n_seeds)}")
+    of_clips = accuracy * (1 - accuracy) / n_clips
+    variance = 2 / n_seeds * (run_sd**2 + (1 - correlation) * of_clips)
+    if not same_clips:
+        variance = variance + 2 * correlation * of_clips
+    freedom = 2 * (n_seeds - 1)
+    critical = student_t.ppf(1 - level / 2, freedom)
+    return nct.sf(critical, freedom, effect / np.sqrt(variance))

@@ -281,7 +281,8 @@ class AngularContrastiveLoss(nn.Module):
         self.first_loss = first_loss
         self.ignore_index = _ignored_by(first_loss) if ignore_index is None else ignore_index
 
-    def forward(self, embedding: Tensor, labels: Tensor, first_input: Tensor | None = None) -> Tensor:
+    def forward(self, embedding: Tensor, labels: Tensor, first_input: Tensor | None = None,
+                **of_first) -> Tensor:
         """Loss of a batch, a scalar.
 
         Parameters
@@ -293,17 +294,20 @@ class AngularContrastiveLoss(nn.Module):
         first_input : Tensor, shape (B, C) or (B, D')
             What the first loss looks at: logits for cross-entropy, projections z for InfoNCE. May be left out
             when alpha is 0.
+        **of_first
+            Further arguments of the first loss, such as `noisy`.
 
         Returns
         -------
         Tensor
             alpha * first + (1 - alpha) * angular.
         """
-        return self.terms(embedding, labels, first_input).total
+        return self.terms(embedding, labels, first_input, **of_first).total
 
-    def terms(self, embedding: Tensor, labels: Tensor, first_input: Tensor | None = None) -> LossTerms:
+    def terms(self, embedding: Tensor, labels: Tensor, first_input: Tensor | None = None,
+              **of_first) -> LossTerms:
         "Total, first and angular loss of a batch, which `forward` describes."
-        first = None if first_input is None else self.first_loss(first_input, labels)
+        first = None if first_input is None else self.first_loss(first_input, labels, **of_first)
         angular = angular_margin_loss(embedding, labels, margin_rad=self.margin_rad, reduction=self.reduction,
                                       constant=self.constant, ignore_index=self.ignore_index)
         return _weighted_terms(self.alpha, first, angular)

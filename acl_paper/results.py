@@ -270,8 +270,8 @@ def results_table(runs: pd.DataFrame, *, dataset: str) -> pd.DataFrame:
     DataFrame
         40 rows, more where other subsets or values of alpha were run: subset, alpha, published, mean, sd,
         min, max, n_seeds, wilson_low, wilson_high (noise of the test clips of one run of that mean),
-        difference, verdict, dataset, synthetic. Missing cells have n_seeds 0. Difference and verdict are left out unless
-        `dataset` is FSDnoisy18k.
+        difference, verdict, dataset, synthetic. Missing cells have n_seeds 0. Difference and
+        verdict are left out unless `dataset` is FSDnoisy18k.
     """
     subsets = _subsets(runs)
     published = published_supervised().reindex(columns=subsets)

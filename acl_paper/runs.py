@@ -59,7 +59,8 @@ def check_parameters(cells: list[str]) -> None:
 
 # %% ../nbs/17_runs.ipynb #db481f7c
 USUAL = {
-    "training": {"network": "paper_cnn", "loss": "acl", "first_loss": "cross_entropy", "optimiser": "adam"},
+    "training": {"network": "paper_cnn", "loss": "acl", "first_loss": "cross_entropy", "optimiser": "adam",
+                 "selective": False},
     "pretraining": {"loss": "acl", "first_loss": "info_nce", "optimiser": "sgd", "views": "two_views"},
     "probe": {"loss": "cross_entropy", "optimiser": "sgd"},
 }
@@ -72,7 +73,7 @@ def unusual_parts(kind: str, settings) -> dict[str, str]:
 
 
 def _folders(kind, settings):
-    return [f"{name}={value.replace(':', '.')}" for name, value in unusual_parts(kind, settings).items()]
+    return [f"{name}={value}".replace(":", ".") for name, value in unusual_parts(kind, settings).items()]
 
 
 def run_folder(runs_dir: str | Path, dataset: str, settings) -> Path:
@@ -385,7 +386,7 @@ def load_run(folder: str | Path, *, network=None):
     ValueError
         when a file is damaged, or the run's network cannot be imported, with its path.
     """
-    from acl_paper.training import Run
+    from acl_paper.evaluation import Run
 
     folder = _require(folder, "config.json", "history.csv", "metrics.json")
     config, metrics = read_config(folder), _whole(folder/"metrics.json", read_metrics)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'ANGLE_COLUMNS', 'IN_PLAIN', 'TrainConfig', 'terms_of', 'TrainingStep', 'validation_losses',
-           'angle_percentiles', 'Run', 'network_of', 'loss_of', 'optimiser_of', 'first_step', 'Training',
-           'random_state', 'set_random_state', 'split_digest', 'package_digest', 'identity_of', 'Checkpoint', 'alone',
-           'fit', 'with_paths']
+           'angle_percentiles', 'network_of', 'loss_of', 'optimiser_of', 'first_step', 'Training', 'random_state',
+           'set_random_state', 'split_digest', 'package_digest', 'identity_of', 'Checkpoint', 'alone', 'fit',
+           'with_paths']
 
 # %% ../nbs/13_training.ipynb #64ec3104
 import hashlib
@@ -30,11 +30,10 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 # %% ../nbs/13_training.ipynb #3734a027
 from .console import Progress, hold_lock, load_object, make_folder, warn_once, write_atomically
-from .evaluation import CudaRecording, autocast, choose_device, outputs_of, step_schedule, tuned
-from .features import FeatureConfig
+from .evaluation import CudaRecording, Run, autocast, choose_device, outputs_of, step_schedule, tuned
 from .losses import AngularContrastiveLoss, LossTerms, check_alpha, check_setting, pairwise_angles
 from .networks import check_network_name, make_network, placed
-from .patches import InputScale, Patches, Scaler, Split, SplitConfig, check_settings
+from .patches import Patches, Split, SplitConfig, check_settings
 from .robust_losses import FIRST_LOSSES, first_loss
 
 # %% ../nbs/13_training.ipynb #8f42b239
@@ -58,6 +57,7 @@ class TrainConfig(SplitConfig):
     alpha: float = 0.5  # weight of the first loss; 1 is the baseline
     first_loss: str = "cross_entropy"  # a noise-robust one of 03_robust_losses, or a path: my_losses:focal
     first_loss_settings: dict = field(default_factory=dict)  # of that loss, such as {"q": 0.5}
+    selective: bool = False  # True: cross-entropy for checked labels, that loss for the others
     seed: int = 0  # initial weights, shuffling and dropout
     epochs: int = 99  # the released code counts to 100 and trains 99
     batch_size: int = 64
@@ -92,6 +92,9 @@ def _check_training(config):
     object.__setattr__(config, "alpha", check_alpha(config.alpha))
     AngularContrastiveLoss(config.alpha, margin_rad=config.margin_rad, reduction=config.reduction)
     check_network_name(config.network)
+    robust = config.loss == "acl" and config.first_loss != "cross_entropy"
+    expected = "False without a robust first loss"
+    check_setting(robust or not config.selective, "selective", expected, config.selective)
     named = {"first_loss": FIRST_LOSSES, "loss": ["acl"], "optimiser": ["adam"]}
     at_least = {"seed": 0, "lr_patience": 0, "epochs": 1, "batch_size": 2}  # batch norm needs two samples
     check_settings(config, choices=CHOICES, named=named, at_least=at_least)
@@ -103,7 +106,8 @@ def _batches(order: Tensor, batch_size: int, drop_last: bool) -> list[Tensor]:
     return batches[:-1] if drop_last and partial_last else batches
 
 
-def terms_of(loss: Callable, embedding: Tensor, labels: Tensor, first_input: Tensor) -> LossTerms:
+def terms_of(loss: Callable, embedding: Tensor, labels: Tensor, first_input: Tensor,
+             **of_first) -> LossTerms:
     """Total, first and angular loss of a batch by any loss.
 
     Parameters
@@ -115,9 +119,11 @@ def terms_of(loss: Callable, embedding: Tensor, labels: Tensor, first_input: Ten
     labels : Tensor, shape (B,), int64
     first_input : Tensor
         What the first loss is given: logits (B, C), or projections (B, D).
+    **of_first
+        Further arguments of the first loss, such as `noisy`.
     """
     call = loss.terms if hasattr(loss, "terms") else loss
-    value = call(embedding, labels, first_input)
+    value = call(embedding, labels, first_input, **of_first)
     if isinstance(value, LossTerms):
         return value
     return LossTerms(value, value, torch.zeros_like(value))
@@ -144,11 +150,14 @@ class TrainingStep:
         What the network runs in.
     record : bool
         Whether a GPU may record the step.
+    selective : bool
+        Tell the loss which labels nobody checked, as `noisy`.
     """
     def __init__(self, network: nn.Module, patches: Patches, loss: Callable,
-                 optimiser: torch.optim.Optimizer, *, precision: str = "float32", record: bool = True):
+                 optimiser: torch.optim.Optimizer, *, precision: str = "float32", record: bool = True,
+                 selective: bool = False):
         self.network, self.patches, self.loss, self.optimiser = network, patches, loss, optimiser
-        self.precision = precision
+        self.precision, self.selective = precision, selective
         self.losses = torch.zeros(3, device=patches.starts.device)
         recordable = record and self.losses.is_cuda
         self.recording = CudaRecording(self.run, self.losses.device) if recordable else None
@@ -161,7 +170,8 @@ class TrainingStep:
         self.optimiser.zero_grad()
         with autocast(inputs.device, self.precision):
             logits, embedding = self.network(inputs)
-        terms = terms_of(self.loss, embedding.float(), labels, logits.float())
+        of_first = {"noisy": self.patches.noisy[rows]} if self.selective else {}
+        terms = terms_of(self.loss, embedding.float(), labels, logits.float(), **of_first)
         terms.total.backward()
         self.optimiser.step()
         self.losses += torch.stack(terms).detach()
@@ -169,7 +179,7 @@ class TrainingStep:
 # %% ../nbs/13_training.ipynb #723b7639
 @torch.inference_mode()
 def validation_losses(logits: Tensor, embedding: Tensor, labels: Tensor, loss: Callable, *,
-                      batch_size: int = 64, drop_last: bool = False) -> Tensor:
+                      batch_size: int = 64, drop_last: bool = False, **of_first: Tensor) -> Tensor:
     """Total, first and angular loss over a whole set, taken in batches in the order given.
 
     Parameters
@@ -183,13 +193,16 @@ def validation_losses(logits: Tensor, embedding: Tensor, labels: Tensor, loss: C
     batch_size : int
     drop_last : bool
         Leave out a last partial batch.
+    **of_first : Tensor, shape (P,)
+        Further arguments of the first loss, such as `noisy`.
 
     Returns
     -------
     Tensor, shape (3,)
     """
     batches = _batches(torch.arange(len(labels), device=labels.device), batch_size, drop_last)
-    terms = [terms_of(loss, embedding[rows], labels[rows], logits[rows]) for rows in batches]
+    terms = [terms_of(loss, embedding[rows], labels[rows], logits[rows],
+                      **{name: values[rows] for name, values in of_first.items()}) for rows in batches]
     size = torch.tensor([float(len(rows)) for rows in batches], device=labels.device)
     if not isinstance(loss, AngularContrastiveLoss):
         return (torch.stack([torch.stack(t) for t in terms]) * size[:, None]).sum(0) / size.sum()
@@ -226,50 +239,6 @@ def angle_percentiles(embedding: Tensor, labels: Tensor, *, at_most: int = 512) 
     levels = torch.tensor([0.1, 0.5, 0.9], device=theta.device)
     groups = [theta.masked_fill(~(pairs & upper), math.nan) for pairs in (same, ~same)]
     return torch.cat([group.flatten().nanquantile(levels) for group in groups])
-
-# %% ../nbs/13_training.ipynb #c4bbd19f
-@dataclass
-class Run:
-    """A trained network, and all that is needed to use it on new audio: what every `fit` returns.
-
-    Attributes
-    ----------
-    kind : {"training", "pretraining", "probe"}
-    network : Module
-        In evaluation mode, on the CPU, with the kept weights. It gives two outputs for standardised patches
-        (B, 1, T, F): logits (of a pre-training: projections) and embedding.
-    scaler : Scaler or InputScale
-        Standardises log-mel frames.
-    settings : TrainConfig, PretrainConfig or ProbeConfig
-    features : FeatureConfig
-        What the frames were made with.
-    classes : list of str
-        Names of the classes; index = label.
-    history : DataFrame
-        One row per epoch.
-    best_epoch : int
-        The epoch (from 1) the kept weights come from; 0 for weights that were never trained.
-    pretrained : dict or None
-        Of a probe: the settings of the pre-training before it, and its best epoch.
-
-    See Also
-    --------
-    acl_paper.runs.save_run, acl_paper.runs.load_run : to a folder and back.
-    """
-    kind: str
-    network: nn.Module
-    scaler: Scaler | InputScale
-    settings: object
-    features: FeatureConfig
-    classes: list[str]
-    history: pd.DataFrame
-    best_epoch: int
-    pretrained: dict | None = None
-
-    @property
-    def patch_frames(self) -> int:
-        "T of the patches that the network takes."
-        return self.pretrained["patch_frames"] if self.kind == "probe" else self.settings.patch_frames
 
 # %% ../nbs/13_training.ipynb #ed21bb7a
 def network_of(config: TrainConfig, n_classes: int, n_mels: int) -> nn.Module:
@@ -318,6 +287,8 @@ def first_step(split: Split, config: TrainConfig = TrainConfig(), *, network: Ca
         See `fit`.
     """
     device, n_mels = split.train.starts.device, split.train.frames.shape[1]
+    if config.selective and split.train.noisy is None:
+        raise ValueError("selective needs to know which labels were checked; this data set does not say")
     build = network or partial(_from_settings, config)
     made = placed(build(len(split.classes), (config.patch_frames, n_mels)), device)
     if optimiser:
@@ -327,7 +298,7 @@ def first_step(split: Split, config: TrainConfig = TrainConfig(), *, network: Ca
     named = (config.network, config.loss, config.first_loss, config.optimiser)
     own = network or loss or optimiser or any(":" in name for name in named)  # may read values back
     return TrainingStep(made, split.train, loss or loss_of(config), made_optimiser,
-                        precision=config.precision, record=not own)
+                        precision=config.precision, record=not own, selective=config.selective)
 
 
 def _from_settings(config, n_classes, patch_shape):
@@ -670,8 +641,9 @@ def _validate(step, patches, config, shuffling):
     if released:
         patches = _shuffled(patches, config, shuffling)
     logits, embedding = outputs_of(step.network, patches, precision=config.precision)
+    of_first = {"noisy": patches.noisy} if config.selective else {}
     losses = validation_losses(logits, embedding, patches.labels, step.loss, batch_size=config.batch_size,
-                               drop_last=released)
+                               drop_last=released, **of_first)
     row = _named("validation", losses.tolist())
     row["validation_accuracy"] = (logits.argmax(1) == patches.labels).float().mean().item()
     return row | dict(zip(ANGLE_COLUMNS, angle_percentiles(embedding, patches.labels).tolist()))
@@ -686,4 +658,4 @@ def _shuffled(patches, config, shuffling):
     expected = f'"complete" with fewer than {config.batch_size} validation patches (here {len(patches)})'
     check_setting(enough, "validation", expected, config.validation)
     order = torch.randperm(len(patches), generator=shuffling).to(patches.starts.device)
-    return replace(patches, starts=patches.starts[order], labels=patches.labels[order])
+    return patches.reordered(order)

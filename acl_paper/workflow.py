@@ -32,7 +32,7 @@ from traitlets.config import Config
 # %% ../nbs/21_workflow.ipynb #ad7f12be
 import acl_paper
 
-from .console import DatasetError, command, hold_lock, make_folder, project_root, user_path
+from .console import DatasetError, check_extra, command, hold_lock, make_folder, project_root, user_path
 
 # %% ../nbs/21_workflow.ipynb #fd0c2a92
 def code_tree(source: str) -> list | str:
@@ -118,12 +118,15 @@ class TableData:
     tables : dict of str to str
         By subset, stands for what a result on it takes from the table of clips: when it changes, finished
         cells are out of date. Empty for the mini data set, of which `source` says all.
+    first_edition : str
+        What the first edition had in the place of `source`.
     """
     name: str
     root: str
     synthetic: bool
     source: str
     tables: dict[str, str]
+    first_edition: str = ""
 
     def wanted(self, store: str, subset: str) -> dict:
         """What the `config.json` of a run on these data says of them.
@@ -131,14 +134,15 @@ class TableData:
         Of the mini data set, whose features are made with it, the store alone.
         """
         store = {"store": Path(store).name}
-        of_clips = {"source": self.source.removeprefix("audio "), "table": self.tables.get(subset)}
+        of_clips = {"source": self.source, "table": self.tables.get(subset)}
+        of_clips["first_edition_source"] = self.first_edition
         return store if self.name == "mini" else store | of_clips
 
 # %% ../nbs/21_workflow.ipynb #cbdb9183
 def table_data(dataset: str = "auto", data_dir: str | Path | None = None) -> TableData:
     "What `acl_paper.data.locate_dataset` would find, without making the mini data set."
+    from acl_paper.audio import first_edition_fingerprint, source_fingerprint
     from acl_paper.data import find_fsdnoisy18k, load_clips, locate_dataset, read_description
-    from acl_paper.features import source_fingerprint
 
     name = dataset.casefold()
     wants_mini = name == "mini" or (name == "auto" and find_fsdnoisy18k(data_dir) is None)
@@ -148,8 +152,8 @@ def table_data(dataset: str = "auto", data_dir: str | Path | None = None) -> Tab
     if name == "mini":
         return TableData(name, _relative(root), True, _mini_source(read_description(root)), {})
     clips = load_clips(root)
-    source = f"audio {source_fingerprint(root, clips)}"
-    return TableData(name, _relative(root), synthetic, source, _tables(clips))
+    return TableData(name, _relative(root), synthetic, source_fingerprint(root, clips), _tables(clips),
+                     first_edition_fingerprint(root, clips))
 
 # %% ../nbs/21_workflow.ipynb #46142bc0
 def _mini_source(description):
@@ -317,9 +321,6 @@ class EncoderTable(Table):
         probe = SimpleNamespace(task=task, subset=subset, seed=cell["seed"])
         return str(probe_folder(folder, probe) if task else folder)
 
-    def probe_epochs(self, task: str) -> int:
-        return self.linear_epochs if task == "linear" else self.finetune_epochs
-
     @property
     def wanted(self) -> dict[str, dict]:
         """By run folder, what its `config.json` says, section by section, if it is the run that is asked for.
@@ -331,7 +332,8 @@ class EncoderTable(Table):
         wanted = {self.folder(**cell): {"settings": encoder, "data": data} for cell, encoder in encoders}
         for name, (cell, encoder) in itertools.product(PROBES, encoders):
             task, subset = name.split("-")
-            probe = {"task": task, "subset": subset, "seed": cell["seed"], "epochs": self.probe_epochs(task)}
+            epochs = getattr(self, f"{task}_epochs")
+            probe = {"task": task, "subset": subset, "seed": cell["seed"], "epochs": epochs}
             facts = {"settings": probe, "pretrained": encoder, "data": data}
             wanted[self.folder(task, subset, **cell)] = facts
         return wanted
@@ -390,18 +392,18 @@ def differences(folder: str | Path, wanted: dict[str, dict]) -> list[str] | None
     """
     from acl_paper.runs import read_config, read_metrics
 
-    metrics = Path(folder)/"metrics.json"
-    if not metrics.is_file():
+    if not (Path(folder)/"metrics.json").is_file():
         return None
     try:
-        read_metrics(metrics)
+        read_metrics(Path(folder)/"metrics.json")
         found = {section: dict(read_config(folder)[section]) for section in wanted}
     except (OSError, KeyError, TypeError, ValueError) as error:
         return [f"it is damaged ({type(error).__name__}: {error})"]
+    first_edition = {("source", wanted["data"].get("first_edition_source")), ("table", None)}
     different = []
     for section, name in ((section, name) for section in wanted for name in wanted[section]):
         has, value = found[section].get(name), wanted[section][name]
-        if has != value and (name, has) != ("table", None):  # earlier runs do not say
+        if has != value and name != "first_edition_source" and (name, has) not in first_edition:
             different.append(f"{name} was {has!r}, is {value!r}")
     return different
 
@@ -435,9 +437,8 @@ class CellEngine:
 def _lock_path(output_path, otherwise):
     "A hidden file beside the output; output to a stream or to a remote store has no lock of its own."
     output = str(output_path or "-")
-    if output == "-" or "://" in output:
-        return f"{otherwise}/lock"
-    return str(Path(output).with_name(f".{Path(output).name}.lock"))
+    beside = str(Path(output).with_name(f".{Path(output).name}.lock"))
+    return f"{otherwise}/lock" if output == "-" or "://" in output else beside
 
 
 def _short_folder():
@@ -498,9 +499,9 @@ def visible_gpus(count: int | None = None) -> list[str]:
     "Names for CUDA_VISIBLE_DEVICES of the GPUs that may be used: all that are there, or the first `count`."
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is None:
-        listed = subprocess.getoutput("nvidia-smi -L")  # without that program it is the shell's complaint
-        there = len(re.findall("^GPU ", listed, re.MULTILINE)) if count is None else count
-        named = ",".join(map(str, range(there)))
+        # without that program its output is the shell's complaint, which names no GPU
+        there = re.findall("^GPU ", subprocess.getoutput("nvidia-smi -L"), re.MULTILINE)
+        named = ",".join(map(str, range(len(there) if count is None else count)))
     names = [name.strip() for name in named.split(",")]  # CUDA reads on to the first that names no GPU
     names = list(itertools.takewhile(re.compile(r"\d+|(GPU|MIG)-\S+").fullmatch, names))
     if count is not None and len(names) < count:
@@ -535,15 +536,15 @@ def snakemake_command(config_file: str, *, jobs: int | None = None, gpus: list[s
     list of str
         The words of the command.
     """
-    import joblib
+    from acl_paper.audio import usable_cores
 
     if profile:
         where = ["--workflow-profile", profile, *(["--jobs", str(jobs)] if jobs else [])]
     else:
-        cores = (jobs or len(gpus) * cells_per_gpu) * threads or max(threads, joblib.cpu_count())
-        where = ["--cores", str(cores), "--resources"]
-        where += [f"mem_mb={int(psutil.virtual_memory().total * 0.9 / 2**20)}"]
-        where += [f"gpu{i}={cells_per_gpu}" for i in range(len(gpus))]
+        cores = (jobs or len(gpus) * cells_per_gpu) * threads or max(threads, usable_cores())
+        resources = [f"mem_mb={int(psutil.virtual_memory().total * 0.9 / 2**20)}"]
+        resources += [f"gpu{i}={cells_per_gpu}" for i in range(len(gpus))]
+        where = ["--cores", str(cores), "--resources", *resources]
     return ["snakemake", *where, "--nolock", *shlex.split(more), "--configfile", config_file]
 
 
@@ -584,13 +585,16 @@ def acl_reproduce(data: str = None,  # the data set's folder (else $ACL_DATA, da
     try:
         words = _prepared(settings, profile, more, jobs=jobs, threads=threads, gpus=gpus,
                           cells_per_gpu=cells_per_gpu)
-    except ValueError as error:
+    except (ImportError, ValueError) as error:
         raise SystemExit(f"acl_reproduce: {error}")
     _run(words)
 
 # %% ../nbs/21_workflow.ipynb #6292c10c
 def _prepared(settings, profile, more, **counts):
     "The call of Snakemake, when all settings can be, no other driver is at work and the folders are there."
+    check_extra("workflow", "snakemake")
+    if "slurm" in (profile or ""):
+        check_extra("slurm", "snakemake_executor_plugin_slurm")
     for name, count in counts.items():
         if count is not None:
             _values(name, count)
@@ -648,7 +652,6 @@ def last_error(log: str | Path) -> str:
     "The line of a log that names an error, else that the job was cut off or has not been started."
     if not Path(log).is_file():
         return "not started"
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", Path(log).read_text(errors="replace")).splitlines()
-    error = re.compile(r"[A-Za-z_.]*(Error|Exception|Interrupt|DeadKernel\w*)\b")
-    errors = [line for line in lines if error.match(line)]
+    text = re.sub(r"\x1b\[[0-9;]*m", "", Path(log).read_text(errors="replace"))
+    errors = re.findall(r"^[A-Za-z_.]*(?:Error|Exception|Interrupt|DeadKernel\w*)\b.*", text, re.MULTILINE)
     return errors[-1][:200] if errors else "cut off"

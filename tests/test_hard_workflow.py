@@ -12,6 +12,8 @@ import soundfile
 from helpers import ROOT, make_data_set, run
 from test_workflow import call, contents, count, planned, project, reproduce, wait_for  # noqa: F401
 
+from acl_paper.audio import first_edition_fingerprint
+from acl_paper.data import load_clips
 from acl_paper.workflow import _values, differences, linked, plan_encoders, plan_table, unfinished
 
 CELL = dict(alphas="1", subsets="clean", seeds="0", epochs=1)
@@ -136,11 +138,13 @@ def test_corrected_labels_make_the_cells_out_of_date_that_use_them(tmp_path):
     assert {wanted["data"]["table"] for wanted in encoders.wanted.values()} == {encoders.data.tables["all"]}
 
 
-def test_a_run_of_an_earlier_version_says_nothing_of_the_table(tmp_path):
+def test_a_run_of_an_earlier_version_says_nothing_of_the_table_and_less_of_the_sounds(tmp_path):
     data = make_data_set(tmp_path / "plain", 12, 2.1)
     (folder, wanted), = plan_table(CELL | {"data": str(data), "dataset": "plain", "runs": str(tmp_path / "runs")}).wanted.items()
-    earlier = {name: value for name, value in wanted["data"].items() if name != "table"}
+    earlier = {name: value for name, value in wanted["data"].items() if name in ("store", "source")}
     finished(tmp_path / folder, wanted | {"data": earlier})
+    assert differences(folder, wanted) == []
+    finished(tmp_path / folder, wanted | {"data": earlier | {"source": first_edition_fingerprint(data, load_clips(data))}})
     assert differences(folder, wanted) == []
     finished(tmp_path / folder, wanted | {"data": {"store": earlier["store"]}})
     assert differences(folder, wanted) == [f"source was None, is {earlier['source']!r}"]
