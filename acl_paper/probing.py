@@ -22,12 +22,12 @@ from torch import Tensor, nn
 # %% ../nbs/15_probing.ipynb #e271c9fe
 from . import evaluation
 from .console import Progress, load_object
-from .evaluation import choose_device, clip_outputs, outputs_of, tuned
+from .evaluation import Run, choose_device, clip_outputs, outputs_of, tuned
 from .features import FeatureStore
 from .networks import NetworkOutput, placed
 from .patches import ClipFrames, ClipSplit, check_settings, grid_patches, make_clip_split, random_patches
 from .pretraining import embedding_size, milestones_of, sgd_of
-from .training import Run, with_paths
+from .training import with_paths
 
 # %% ../nbs/15_probing.ipynb #123a0e7a
 @dataclass(frozen=True)

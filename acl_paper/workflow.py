@@ -33,7 +33,7 @@ from traitlets.config import Config
 # %% ../nbs/21_workflow.ipynb #ad7f12be
 import acl_paper
 
-from .console import project_root
+from .console import check_extra, project_root
 from .data import SUBSETS, find_fsdnoisy18k, load_clips, locate_dataset
 from .features import SSL_FEATURES, FeatureConfig, feature_store, source_fingerprint
 from .mini import MINI_VERSION, MiniConfig
@@ -617,12 +617,15 @@ def acl_reproduce(data: str = None,  # the data set's folder (else $ACL_DATA, da
                     temperatures=temperatures, seeds=seeds, epochs=epochs, linear_epochs=linear_epochs,
                     finetune_epochs=finetune_epochs, runs=runs, figures=figures, features=features)
     try:
+        check_extra("workflow", "snakemake")
+        if "slurm" in (profile or ""):
+            check_extra("slurm", "snakemake_executor_plugin_slurm")
         names = [] if profile else visible_gpus(gpus)
         command = snakemake_command(settings, jobs=jobs, gpus=names, cells_per_gpu=cells_per_gpu,
                                     threads=threads, profile=profile, more=more)
         if not {"-n", "--dry-run", "--dryrun"} & set(command):
             _clear_locks(command)
-    except (DriverAlive, ValueError) as error:
+    except (DriverAlive, ValueError, ImportError) as error:
         raise SystemExit(f"acl_reproduce: {error}")
     os.execv(command[0], command)
 
