@@ -63,6 +63,8 @@ from acl_paper.data import (
     locate_dataset,
     one_spelling,
 )
+
+# %% ../nbs/08c_features.ipynb #b6c1b9fd
 from acl_paper.log_mel import (
     SSL_FEATURES,
     ExtractedClip,

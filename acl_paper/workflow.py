@@ -577,8 +577,6 @@ def acl_reproduce(data: str = None,  # the data set's folder (else $ACL_DATA, da
                   profile: str = None,  # a Snakemake profile, such as profiles/slurm, instead of this machine
                   more: str = ""):  # further arguments of snakemake in quotes; -n shows what is left to do
     "Make the paper's tables, or resume making them: features, one notebook per cell, then the results."
-    if not Path("Snakefile").is_file():
-        raise SystemExit("acl_reproduce: run it in the project's folder, where the Snakefile is")
     settings = dict(part=part, data=data, dataset=dataset, alphas=alphas, subsets=subsets,
                     temperatures=temperatures, seeds=seeds, epochs=epochs, linear_epochs=linear_epochs,
                     finetune_epochs=finetune_epochs, runs=runs, figures=figures, features=features)
@@ -592,6 +590,8 @@ def acl_reproduce(data: str = None,  # the data set's folder (else $ACL_DATA, da
 # %% ../nbs/21_workflow.ipynb #6292c10c
 def _prepared(settings, profile, more, **counts):
     "The call of Snakemake, when all settings can be, no other driver is at work and the folders are there."
+    if not Path("Snakefile").is_file():
+        raise ValueError("run it in the project's folder, where the Snakefile is")
     check_extra("workflow", "snakemake")
     if "slurm" in (profile or ""):
         check_extra("slurm", "snakemake_executor_plugin_slurm")
