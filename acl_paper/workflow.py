@@ -399,7 +399,7 @@ def differences(folder: str | Path, wanted: dict[str, dict]) -> list[str] | None
         found = {section: dict(read_config(folder)[section]) for section in wanted}
     except (OSError, KeyError, TypeError, ValueError) as error:
         return [f"it is damaged ({type(error).__name__}: {error})"]
-    first_edition = {("source", wanted["data"].get("first_edition_source")), ("table", None)}
+    first_edition = {("source", wanted.get("data", {}).get("first_edition_source")), ("table", None)}
     different = []
     for section, name in ((section, name) for section in wanted for name in wanted[section]):
         has, value = found[section].get(name), wanted[section][name]
