@@ -6,7 +6,7 @@
 __all__ = ['NO_LOCKS', 'DatasetError', 'error_message', 'printable', 'some_names', 'warn_once', 'project_root', 'user_path',
            'can_name_folder', 'Progress', 'track', 'check_space', 'make_folder', 'full_disk_reported', 'read_rows',
            'read_columns', 'put_in_place', 'replacing', 'write_atomically', 'hold_lock', 'file_state', 'is_settled',
-           'cache_file', 'read_cache', 'write_cache', 'check_once', 'load_object', 'command']
+           'cache_file', 'read_cache', 'write_cache', 'check_once', 'load_object', 'command', 'check_extra']
 
 # %% ../nbs/04_console.ipynb #5e3679f4
 import contextlib
@@ -14,7 +14,7 @@ import csv
 import errno
 import functools
 import glob
-import importlib
+import importlib.util
 import inspect
 import json
 import operator
@@ -657,3 +657,23 @@ def _errors_in_one_line(name: str) -> Iterator[None]:
 def _with_underscores(word):
     "An option as the function's argument is spelled: --skip-bad is --skip_bad."
     return re.sub(r"^--[^=]+", lambda name: "--" + name[0][2:].replace("-", "_"), word)
+
+# %% ../nbs/04_console.ipynb #85958e33
+def check_extra(extra: str, module: str) -> None:
+    """Refuse what needs a package that a plain install leaves out and that is not there.
+
+    Parameters
+    ----------
+    extra : str
+        The extra that brings it, such as ``"workflow"``.
+    module : str
+        The module that is needed.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        with the command that installs it.
+    """
+    if importlib.util.find_spec(module) is None:
+        install = f"{sys.executable} -m pip install -c constraints.txt -e '.[{extra}]'"
+        raise ModuleNotFoundError(f"{module} is not installed; install it with: {install}")

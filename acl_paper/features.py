@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MAKE_AGAIN', 'SEAL', 'SEAL_BYTES', 'WHAT_TO_DO', 'GROUP_CLIPS', 'OTHER_AUDIO', 'FeatureStore', 'FeatureStoreError',
            'open_feature_store', 'write_group', 'BadClipsError', 'extract_features', 'assemble_store', 'feature_store',
-           'acl_features']
+           'acl_features', 'AudioError', 'read_audio', 'source_fingerprint', 'SSL_FEATURES', 'FeatureConfig',
+           'clip_log_mel', 'level', 'log_mel', 'log_mel_literal', 'mel_filters', 'normalise_and_repeat', 'repeat_short']
 
 # %% ../nbs/08c_features.ipynb #201ffd24
 import hashlib
@@ -15,7 +16,7 @@ import shutil
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ import pandas as pd
 
 # %% ../nbs/08c_features.ipynb #e445db7e
 from acl_paper.audio import (
+    AudioError,
     audio_contents,
     clip_names,
     file_states,
@@ -34,6 +36,8 @@ from acl_paper.audio import (
     first_edition_fingerprint,
     links_leading_out,
     note_contents,
+    read_audio,
+    source_fingerprint,
     storable,
     usable_cores,
 )
@@ -59,12 +63,26 @@ from acl_paper.data import (
     locate_dataset,
     one_spelling,
 )
+
+# %% ../nbs/08c_features.ipynb #b6c1b9fd
 from acl_paper.log_mel import (
+    SSL_FEATURES,
     ExtractedClip,
     FeatureConfig,
+    clip_log_mel,
     extract_clip,
+    level,
+    log_mel,
+    log_mel_literal,
+    mel_filters,
+    normalise_and_repeat,
     prepare_log_mel,
+    repeat_short,
 )
+
+# %% ../nbs/08c_features.ipynb #17b2df07
+_all_ = ["AudioError", "read_audio", "source_fingerprint", "SSL_FEATURES", "FeatureConfig", "clip_log_mel",
+         "level", "log_mel", "log_mel_literal", "mel_filters", "normalise_and_repeat", "repeat_short"]
 
 # %% ../nbs/08c_features.ipynb #2d7bdf4e
 @dataclass(frozen=True)
@@ -245,15 +263,23 @@ def _map_frames(path: Path, dataset: h5py.Dataset) -> np.ndarray:
     return np.memmap(path, mode="r", dtype="<f4", shape=dataset.shape, offset=dataset.id.get_offset())
 
 
+def _blocks(store: FeatureStore) -> Iterator[bytes]:
+    "The bytes of a store's frames, 4 MB at a time: read and not mapped, so that they do not stay in memory."
+    left = store.frames.nbytes
+    with open(store.path, "rb") as file:
+        file.seek(getattr(store.frames, "offset", 0))
+        while block := file.read(min(left, 1 << 22)):
+            left -= len(block)
+            yield block
+
+
 def _check_frames(store: FeatureStore, expected: int | None) -> None:
     "Refuse frames with another checksum; those of the first edition, which has none (None), must be finite."
-    total = 0
-    is_good = True
-    left = store.frames.nbytes
-    with open(store.path, "rb") as file:  # read, not mapped: mapped pages count as this process's memory
-        file.seek(getattr(store.frames, "offset", 0))
-        while left and (block := file.read(min(left, 1 << 22))):
-            left -= len(block)
+    total, is_good = 0, True
+    for block in _blocks(store):
+        if expected is None:
+            is_good = is_good and bool(np.isfinite(np.frombuffer(block, "<f4")).all())
+        else:
             total = zlib.crc32(block, total)
             if expected is None:
                 is_good = is_good and bool(np.isfinite(np.frombuffer(block, "<f4")).all())

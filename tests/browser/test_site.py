@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from conftest import requests_of
 
-PAGES = ["index", "02_losses", "api/losses", "explorer"]
+PAGES = ["index", "00_overview", "02_losses", "api/losses", "explorer"]
 
 
 def open_page(page, site, name, *, query=""):
