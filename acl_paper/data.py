@@ -80,8 +80,8 @@ def _clip_paths(column: pd.Series, path: Path) -> pd.Series:
     for line, name in names.items():
         if name.startswith("/") or name[1:2] == ":" or ".." in name.split("/"):
             raise DatasetError(f"{path}: line {line} has {name!r}, which leads out of the data set's folder. "
-                               "Write the path from that folder on, and copy the file into it; or link it, and "
-                               "name the folder that the link leads to in the environment variable ACL_LINKS.")
+                               "Write the path from that folder on and copy the file into it, or link it and "
+                               "name the link's target in the environment variable ACL_LINKS.")
     names = names.map(lambda name: PurePosixPath(name).as_posix())  # ./1.wav is 1.wav
     twice = names.index[names.map(one_spelling).duplicated()]
     if len(twice):
