@@ -6,7 +6,7 @@
 __all__ = ['NO_LOCKS', 'DatasetError', 'error_message', 'printable', 'some_names', 'warn_once', 'project_root', 'user_path',
            'can_name_folder', 'Progress', 'track', 'check_space', 'make_folder', 'full_disk_reported', 'read_rows',
            'read_columns', 'put_in_place', 'replacing', 'write_atomically', 'hold_lock', 'file_state', 'is_settled',
-           'check_once', 'load_object', 'command', 'check_extra']
+           'cache_file', 'read_cache', 'write_cache', 'check_once', 'load_object', 'command', 'check_extra']
 
 # %% ../nbs/04_console.ipynb #5e3679f4
 import contextlib
@@ -515,10 +515,25 @@ def is_settled(path: str | Path) -> bool:
     return time.time() - max(found.st_mtime, found.st_ctime) > 2
 
 
-def _checked_before() -> Path:
-    "The file that lists what was checked on this machine."
+def cache_file(name: str) -> Path:
+    "A file of that name in the user's cache folder. What is there saves work; it may not be writable."
     from platformdirs import user_cache_dir
-    return Path(user_cache_dir("acl_paper"), f"checked-{platform.node()}.json")
+    return Path(user_cache_dir("acl_paper"), name)
+
+
+def read_cache(file: Path) -> dict:
+    "What was written to a file by `write_cache`; empty where there is none."
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def write_cache(file: Path, content: dict) -> None:
+    "Keep what saves work, unless the cache folder cannot be written to."
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, json.dumps(content))
 
 # %% ../nbs/04_console.ipynb #e672444c
 def check_once(path: str | Path, check: Callable[[], None]) -> None:
@@ -533,19 +548,14 @@ def check_once(path: str | Path, check: Callable[[], None]) -> None:
     """
     path = Path(path).resolve()
     state = file_state(path)
-    record = _checked_before()
-    try:
-        known = dict(json.loads(record.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        known = {}
+    record = cache_file(f"checked-{platform.node()}.json")
+    known = read_cache(record)
     if known.get(str(path)) == state:
         return
     check()
     if is_settled(path):
-        known = {name: seen for name, seen in known.items() if os.path.exists(name)} | {str(path): state}
-        with contextlib.suppress(OSError):
-            record.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(record, json.dumps(known))
+        known = {name: seen for name, seen in known.items() if os.path.exists(name)}
+        write_cache(record, known | {str(path): state})
 
 # %% ../nbs/04_console.ipynb #34537ab0
 def load_object(path: str) -> object:

@@ -267,7 +267,8 @@ def _with_names_on_disk(clips: pd.DataFrame, root: Path) -> pd.DataFrame:
     "The clips with their paths as the disk spells them; a path that is not there in any spelling stays."
     @functools.cache
     def spelled(folder: Path) -> dict[str, str]:
-        return {one_spelling(name): name for name in os.listdir(folder)} if folder.is_dir() else {}
+        names = [path.name for path in folder.glob("*")]  # none where there is none, or it may not be read
+        return {one_spelling(name): name for name in names}
 
     def on_disk(path: str) -> str:
         if path.isascii() or os.path.exists(root / path):
@@ -379,15 +380,15 @@ def table_fingerprint(clips: pd.DataFrame, subset: str = "all") -> str:
     Returns
     -------
     str
-        Of the clips' paths, labels, splits and verified flags, row by row, and of all class names.
+        Of the clips' names, labels, splits and verified flags, row by row, and of all class names.
 
     See Also
     --------
-    acl_paper.features.source_fingerprint : The same of the audio.
+    acl_paper.audio.source_fingerprint : The same of the audio.
     """
     used = pd.concat([select_subset(clips, subset), clips[clips["split"] == "test"]])
-    columns = [name for name in ("path", "label", "split", "manually_verified") if name in used]
-    rows = used[columns].assign(path=used["path"].map(one_spelling)).values.tolist()
+    columns = [name for name in ("fname", "label", "split", "manually_verified") if name in used]
+    rows = used[columns].assign(fname=used["fname"].map(one_spelling)).values.tolist()
     text = json.dumps([class_names(clips), columns, rows])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

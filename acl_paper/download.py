@@ -13,6 +13,7 @@ import shutil
 import stat
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
@@ -24,8 +25,12 @@ from acl_paper.console import (
     check_space,
     command,
     full_disk_reported,
+    hold_lock,
+    make_folder,
     project_root,
+    put_in_place,
     some_names,
+    user_path,
 )
 from acl_paper.data import (
     AUDIO_FOLDERS,
@@ -65,12 +70,12 @@ def _transfer(url: str, part: Path) -> None:
             raise requests.ConnectionError("the server sent other bytes than those asked for")
         _write_body(response, part, start)
 
-
+# %% ../nbs/06_download.ipynb #984c0a71
 def _write_body(response, part: Path, start: int) -> None:
     "Write the bytes of a response, which are those of `part` from `start` on."
     import requests
-    length = response.headers.get("Content-Length")
-    size = None if length is None else start + int(length)
+    length = _stated_length(response)
+    size = None if length is None else start + length
     if size is not None:
         check_space(part.parent, size - start, part.stem)
     megabytes = None if size is None else size / 1e6
@@ -84,6 +89,12 @@ def _write_body(response, part: Path, start: int) -> None:
     if size is not None and part.stat().st_size < size:
         raise requests.ConnectionError("the connection ended early")
 
+
+def _stated_length(response) -> int | None:
+    "How many bytes a server says that it sends; None where it does not say, or says no number."
+    length = response.headers.get("Content-Length", "")
+    return int(length) if length.isdecimal() else None
+
 # %% ../nbs/06_download.ipynb #ea1cc06d
 def _fetch(url: str, part: Path, retries: int) -> None:
     "Fetch `part` whole, over several requests; give up when `retries` in a row bring nothing new."
@@ -96,7 +107,7 @@ def _fetch(url: str, part: Path, retries: int) -> None:
             with full_disk_reported(part.parent, kept):
                 return _transfer(url, part)
         except requests.RequestException as error:
-            _refuse_final_answer(url, error.response)
+            _refuse_final(url, error)
             grown = part.exists() and part.stat().st_size > size_before
             failures = 1 if grown else failures + 1
             if failures > retries:
@@ -105,13 +116,15 @@ def _fetch(url: str, part: Path, retries: int) -> None:
         time.sleep(min(2 ** failures, 60))
 
 
-def _refuse_final_answer(url: str, response) -> None:
-    "An error for an answer that stays the same however often one asks: 404, and not 503."
-    if response is None:
-        return
-    status = response.status_code
+def _refuse_final(url: str, error: Exception) -> None:
+    "A `DatasetError` for what stays the same however often one asks: no address, or 404, but not 503."
+    if isinstance(error, ValueError):
+        raise DatasetError(f"{url} is no address: {error}. Begin it with https://") from None
+    status = getattr(error.response, "status_code", 500)
     if status < 500 and status != 429:
-        raise DatasetError(f"{url} cannot be fetched: the server answers {status} {response.reason}.")
+        raise DatasetError(
+            f"{url} cannot be fetched: the server answers {status} {error.response.reason}."
+        ) from None
 
 # %% ../nbs/06_download.ipynb #5b5b8b96
 def check_file(path: str | Path, expected: str, *, algorithm: str = "sha256",
@@ -142,29 +155,36 @@ def check_file(path: str | Path, expected: str, *, algorithm: str = "sha256",
     raise DatasetError(f"{name or path} is not the published file: its {kind} is {actual}, not {expected}.")
 
 # %% ../nbs/06_download.ipynb #c5e81f34
-def _get_file(url: str, path: Path, expected: str, retries: int, *, algorithm: str = "sha256",
-              say: Callable[[str], None] = lambda line: None) -> bool:
+def _get_file(url: str, path: Path, expected: str, retries: int) -> bool:
     "Fetch a file unless it is there, and check it; whether it was fetched."
     if path.exists():
-        say(f"{path.name} is already there: it is checked, used and kept.")
-        try:
-            check_file(path, expected, algorithm=algorithm)
-        except DatasetError as error:
-            raise DatasetError(f"{error} It was not touched. Move it away to fetch it again.") from None
+        _check_own_file(path, expected, "sha256")
         return False
     part = path.with_name(path.name + ".part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _fetch(url, part, retries)
-    say(f"checking {path.name}")
+    _fetch_checked(url, part, expected, retries, "sha256")
+    put_in_place(part, path)
+    return True
+
+
+def _check_own_file(path: Path, expected: str, algorithm: str) -> None:
+    "Check a file that was there before, and do not touch it."
     try:
-        check_file(part, expected, algorithm=algorithm, name=path.name)
+        check_file(path, expected, algorithm=algorithm)
+    except DatasetError as error:
+        raise DatasetError(f"{error} It was not touched. Move it away to fetch it again.") from None
+
+
+def _fetch_checked(url: str, part: Path, expected: str, retries: int, algorithm: str) -> None:
+    "Fetch a file and check it; one with another sum is removed."
+    part.parent.mkdir(parents=True, exist_ok=True)
+    _fetch(url, part, retries)
+    try:
+        check_file(part, expected, algorithm=algorithm, name=part.stem)
     except DatasetError as error:
         part.unlink()
         raise DatasetError(
             f"{error} It came from {url} and was removed; the same command fetches it again."
         ) from None
-    os.replace(part, path)
-    return True
 
 # %% ../nbs/06_download.ipynb #c41d98f8
 def _members(archive: zipfile.ZipFile, folder: str) -> dict[zipfile.ZipInfo, PurePosixPath]:
@@ -177,8 +197,9 @@ def _members(archive: zipfile.ZipFile, folder: str) -> dict[zipfile.ZipInfo, Pur
         path = PurePosixPath(info.filename.replace("\\", "/"))
         is_link = stat.S_ISLNK(info.external_attr >> 16)
         if path.is_absolute() or ".." in path.parts or ":" in info.filename or is_link:
-            raise DatasetError(f"{archive.filename} is refused: its member {info.filename!r} leads out of "
-                               "the folder. Nothing was unpacked.")
+            name = archive.filename.removesuffix(".part")
+            raise DatasetError(f"{name} is refused: its member {info.filename!r} leads out of the folder. "
+                               "Nothing was unpacked.")
         if info.is_dir() or "__MACOSX" in path.parts or path.name == ".DS_Store":
             continue
         if path.parts[0] == folder and len(path.parts) > 1:
@@ -190,17 +211,19 @@ def _members(archive: zipfile.ZipFile, folder: str) -> dict[zipfile.ZipInfo, Pur
 def _unpack(zip_path: Path, target: Path) -> None:
     "Unpack a zip file to the folder `target`, which appears when it is complete."
     unfinished = target.with_name(target.name + ".part")
+    shutil.rmtree(unfinished, ignore_errors=True)
     with zipfile.ZipFile(zip_path) as archive:
         members = _members(archive, target.name)
         if not members:
             raise DatasetError(f"{zip_path} holds no files.")
         n_bytes = sum(info.file_size for info in members)
-        unpacked_before = sum(path.stat().st_size for path in unfinished.rglob("*") if path.is_file())
-        check_space(target.parent, n_bytes - unpacked_before, target.name)
+        check_space(target.parent, n_bytes, target.name)
         with Progress(n_bytes / 1e6, "MB", f"unpacking {target.name}") as progress:
             for info, name in members.items():
                 _unpack_member(archive, info, unfinished / name)
                 progress.advance(info.file_size / 1e6)
+    if hasattr(os, "sync"):
+        os.sync()  # a power cut must not leave empty files under the final name
     os.rename(unfinished, target)
 
 
@@ -220,14 +243,15 @@ def _wanted_parts(parts: Iterable[str] | None, md5s: Mapping[str, str]) -> list[
 
 
 def _absent_parts(dest: Path, wanted: list[str], say: Callable[[str], None]) -> list[str]:
-    "Those of the wanted parts that are not in `dest`, which is made; the others are named and left alone."
-    if dest.exists() and not dest.is_dir():
-        raise DatasetError(f"{dest} is a file, not a folder.")
-    dest.mkdir(parents=True, exist_ok=True)
-    there = [part for part in wanted if (dest / f"FSDnoisy18k.{part}").exists()]
-    for part in there:
-        say(f"FSDnoisy18k.{part} is already there and is left as it is.")
-    return [part for part in wanted if part not in there]
+    "Those of the wanted parts that are not in `dest`; the others are named and left alone."
+    absent = []
+    for part in wanted:
+        if (dest / f"FSDnoisy18k.{part}").exists():
+            say(f"FSDnoisy18k.{part} is already there and is left as it is.")
+            (dest / f"FSDnoisy18k.{part}.zip.part").unlink(missing_ok=True)  # of a call that was killed then
+        else:
+            absent.append(part)
+    return absent
 
 
 def _check_total_space(dest: Path, urls: list[str]) -> None:
@@ -240,7 +264,7 @@ def _check_total_space(dest: Path, urls: list[str]) -> None:
         except requests.RequestException:
             return
         if response.ok:
-            sizes.append(int(response.headers.get("Content-Length", 0)))
+            sizes.append(_stated_length(response) or 0)
     fetched = sum(path.stat().st_size for path in dest.glob("FSDnoisy18k.*.zip.part"))
     check_space(dest, 2.5 * sum(sizes) - fetched, "The download, unpacked beside its zip files,")
 
@@ -280,27 +304,54 @@ def download_fsdnoisy18k(dest: str | Path, *, parts: Iterable[str] | None = None
         is too small. What was fetched is kept, but for a file with a wrong sum that this call fetched.
     """
     dest = Path(dest)
-    absent = _absent_parts(dest, _wanted_parts(parts, md5s), say)
-    zips = {part: dest / f"FSDnoisy18k.{part}.zip" for part in absent}
-    urls = {part: f"{base_url.rstrip('/')}/{path.name}?download=1" for part, path in zips.items()}
-    _check_total_space(dest, [urls[part] for part, path in zips.items() if not path.exists()])
-    for part, path in zips.items():
-        _get_part(urls[part], path, md5s[part], keep_zips, retries, say)
+    wanted = _wanted_parts(parts, md5s)
+    with _alone(dest, say):
+        zips = {part: dest / f"FSDnoisy18k.{part}.zip" for part in _absent_parts(dest, wanted, say)}
+        urls = {part: f"{base_url.rstrip('/')}/{path.name}?download=1" for part, path in zips.items()}
+        _check_total_space(dest, [urls[part] for part, path in zips.items() if not path.exists()])
+        for part, path in zips.items():
+            _get_part(urls[part], path, md5s[part], keep_zips, retries, say)
     return dest
+
+
+def _alone(dest: Path, say: Callable[[str], None]):
+    "The folder `dest`, made, and a lock beside it, or in it where nothing may be written beside."
+    if dest.exists() and not dest.is_dir():
+        raise DatasetError(f"{dest} is a file, not a folder.")
+    make_folder(dest, "the download")
+    beside = dest.resolve().with_name(f".{dest.resolve().name}.lock")
+    lock = beside if os.access(beside.parent, os.W_OK) else dest / ".lock"
+    return hold_lock(lock, f"{dest} is downloaded to", say=say)
 
 # %% ../nbs/06_download.ipynb #5fa3ae57
 def _get_part(url: str, zip_path: Path, md5: str, keep_zip: bool, retries: int,
               say: Callable[[str], None]) -> None:
     "Fetch a zip file unless it is there, check it, unpack it beside, and remove it if it was fetched here."
-    fetched = _get_file(url, zip_path, md5, retries, algorithm="md5", say=say)
-    kept = f"{zip_path.name} is kept: the same command resumes from there."
+    part = zip_path.with_name(zip_path.name + ".part")
+    if zip_path.exists():
+        say(f"{zip_path.name} is already there: it is checked, used and kept.")
+        _check_own_file(zip_path, md5, "md5")
+        return _unpack_whole(zip_path, zip_path)
+    _fetch_checked(url, part, md5, retries, "md5")
+    try:
+        _unpack_whole(part, zip_path)
+    except DatasetError:
+        put_in_place(part, zip_path)  # for the user to look at
+        raise
+    if keep_zip:
+        put_in_place(part, zip_path)
+    else:
+        part.unlink()
+
+
+def _unpack_whole(archive: Path, zip_path: Path) -> None:
+    "Unpack the archive that is or will be `zip_path`; a `DatasetError` that names it where that fails."
+    kept = f"{archive.name} is kept: the same command resumes from there."
     try:
         with full_disk_reported(zip_path.parent, kept):
-            _unpack(zip_path, zip_path.with_suffix(""))
-    except zipfile.BadZipFile as error:
+            _unpack(archive, zip_path.with_suffix(""))
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError) as error:
         raise DatasetError(f"{zip_path} cannot be unpacked: {error}.") from None
-    if fetched and not keep_zip:
-        zip_path.unlink()
 
 # %% ../nbs/06_download.ipynb #fc5df9a3
 def read_checksums(file: str | Path) -> dict[str, str]:
@@ -410,11 +461,14 @@ def download_files(dest: str | Path, base_url: str, sums: Mapping[str, str], *,
         If a file cannot be fetched or is not the published one. A file that was there before and differs is
         never replaced.
     """
+    dest = Path(dest)
     fetched = []
-    for name, expected in sums.items():
-        path = Path(dest) / name
-        if _get_file(f"{base_url.rstrip('/')}/{name}", path, expected, retries):
-            fetched.append(path)
+    with _alone(dest, print):
+        for name, expected in sums.items():
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                raise DatasetError(f"{name!r} leads out of the folder {dest}; nothing was fetched for it.")
+            if _get_file(f"{base_url.rstrip('/')}/{name}", dest / name, expected, retries):
+                fetched.append(dest / name)
     return fetched
 
 # %% ../nbs/06_download.ipynb #d911893b
@@ -442,12 +496,12 @@ def find_published(kind: str, folder: str | Path | None = None) -> Path | None:
     if kind not in PUBLISHED_FILES:
         raise ValueError(f"kind must be one of {', '.join(PUBLISHED_FILES)}, not {kind!r}.")
     named = folder or os.environ.get(f"ACL_{kind.upper()}")
-    if named and not Path(named).is_dir():
+    if named and not user_path(named).is_dir():
         raise DatasetError(
             f"There is no folder of published {kind} at {named}; get them: acl_download --{kind}"
         )
     if named:
-        return Path(named)
+        return user_path(named)
     usual = project_root() / "data" / kind, project_root().parent / "shared" / kind
     return next((place for place in usual if place.is_dir()), None)
 
@@ -468,7 +522,7 @@ def acl_download(
     Run it again to resume after an interruption.
     """
     kind = "embeddings" if embeddings else "weights" if weights else "FSDnoisy18k"
-    folder = Path(dest).expanduser() if dest else project_root() / "data" / kind
+    folder = user_path(dest) if dest else project_root() / "data" / kind
     chosen = None if parts == "all" else parts.replace(",", " ").split()
     try:
         if kind in PUBLISHED_FILES:
@@ -477,8 +531,6 @@ def acl_download(
         download_fsdnoisy18k(folder, parts=chosen, base_url=base_url or ZENODO_FILES, md5s=sums,
                              keep_zips=keep_zips, retries=retries)
         print(*_closing_report(folder), sep="\n")
-    except (DatasetError, OSError) as error:
-        raise SystemExit(f"acl_download: {error}") from None
     except KeyboardInterrupt:
         raise SystemExit("\nacl_download: stopped. The same command resumes from here.") from None
 

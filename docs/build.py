@@ -30,7 +30,7 @@ STUDIES = ["uniformity_tolerance", "audit", "benchmark"]
 # Where the pages of earlier versions are now
 MOVED = {
     "motivation": "01_motivation", "04_losses": "02_losses", "04b_robust_losses": "03_robust_losses", "13_robust_losses": "03_robust_losses",
-    "00_data": "05_data", "01_mini": "07_mini", "02_features": "08_features", "03_model": "10_networks", "09_encoders": "10_networks",
+    "00_data": "05_data", "01_mini": "07_mini", "02_features": "08b_log_mel", "08_features": "08c_features", "03_model": "10_networks", "09_encoders": "10_networks",
     "08_augment": "11_augment", "06_evaluation": "12_evaluation", "05_training": "13_training", "10_selfsupervised": "14_pretraining",
     "11_embedding_quality": "16_embedding_quality", "07_results": "18_results", "12_inference": "20_inference", "19_inference": "20_inference",
     "14_workflow": "21_workflow", "20_workflow": "21_workflow", "api/model": "api/networks", "api/encoders": "api/networks",

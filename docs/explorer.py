@@ -12,8 +12,9 @@ from bokeh.layouts import column
 from bokeh.models import Band, ColumnDataSource, CustomJS, HoverTool, RadioButtonGroup, Range1d, Whisker
 from bokeh.plotting import figure
 
-COMPARABLE = "FSDnoisy18k"
-N_CLIPS = 947  # its test set, on which the published values are
+from acl_paper.evaluation import wilson
+from acl_paper.results import COMPARABLE, PAPER_TEST_CLIPS, published_supervised
+
 PUBLISHED, OURS = "#de8f05", "#0173b2"
 SUBSETS = ["clean", "all", "noisy", "noisy_small"]
 SHARES = ["published", "low", "high", "mean", "sd", "min", "max", "wilson_low", "wilson_high"]
@@ -22,7 +23,7 @@ INTRODUCTION = f"""# Results explorer
 > The paper's supervised table, value by value: published, reproduced, and how far either could be off.
 
 Pick a subset; point at a mark for its numbers. $\\alpha$ is the weight of the cross-entropy: 1 is the baseline, smaller values give the
-angular loss more say. The shaded band says how far an accuracy measured on {N_CLIPS} test clips could be from the same model's accuracy on
+angular loss more say. The shaded band says how far an accuracy measured on {PAPER_TEST_CLIPS} test clips could be from the same model's accuracy on
 all such clips (95 % Wilson interval): two published values less than about that apart may differ by the choice of clips alone.
 The tables below each chart hold the same numbers and need no JavaScript.
 """
@@ -39,22 +40,16 @@ These runs are on DATASET. Their accuracies cannot be compared with the publishe
 """
 
 
-def wilson(p: pd.Series, n: int) -> tuple[pd.Series, pd.Series]:
-    "95 % Wilson interval of a share `p` of `n`."
-    z = 1.959964
-    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * (p * (1 - p) / n + z**2 / (4 * n**2))**0.5
-    return centre - half, centre + half
-
-
 def load(root: Path) -> list[pd.DataFrame]:
     "Results by data set: first FSDnoisy18k, with the published values in every row; then others, with the cells that were run."
     tables = [pd.read_csv(path) for path in sorted((root / "figures").glob("*/results.csv"))]
     comparable = [table for table in tables if table.dataset.iloc[0] == COMPARABLE]
     if not comparable:
-        published = pd.read_csv(root / "acl_paper" / "published" / "published_supervised.csv")
-        comparable = [published.melt("alpha", var_name="subset", value_name="published").assign(n_seeds=0, dataset=COMPARABLE, synthetic=False)]
-    for table in comparable: table["low"], table["high"] = wilson(table.published, N_CLIPS)
+        published = published_supervised().reset_index().melt("alpha", var_name="subset", value_name="published")
+        comparable = [published.assign(n_seeds=0, dataset=COMPARABLE, synthetic=False)]
+    for table in comparable:
+        intervals = [wilson(round(share * PAPER_TEST_CLIPS), PAPER_TEST_CLIPS) for share in table.published]
+        table["low"], table["high"] = [each.low for each in intervals], [each.high for each in intervals]
     others = [table[table.n_seeds > 0].drop(columns="published") for table in tables if table.dataset.iloc[0] != COMPARABLE]
     return comparable + [table for table in others if len(table)]
 
