@@ -37,8 +37,10 @@ def imported(path):
 
 
 def test_a_plain_install_is_what_the_package_imports_and_what_opens_notebooks():
-    needed = set().union(*(imported(path) for path in (ROOT / "acl_paper").glob("*.py"))) - names(SETTINGS["workflow_requirements"])
-    assert names(SETTINGS["requirements"]) == needed | ASKED_FOR | FOR_PANDAS
+    """But for Snakemake, which acl_reproduce imports when it is run, after it has said how to install it (below)."""
+    needed = set().union(*(imported(path) for path in (ROOT / "acl_paper").glob("*.py")))
+    assert needed >= names(SETTINGS["workflow_requirements"])
+    assert names(SETTINGS["requirements"]) == needed - names(SETTINGS["workflow_requirements"]) | ASKED_FOR | FOR_PANDAS
 
 
 def test_every_requirement_has_a_lowest_version():
