@@ -251,8 +251,7 @@ def _complete(clips: pd.DataFrame, root: Path) -> pd.DataFrame:
     labels = labels.map(one_spelling)
     no_text = [label for label in labels.unique() if re.search("[\ud800-\udfff]", label)]
     if no_text:
-        raise DatasetError(f"{root} has labels that are not text in UTF-8: {some_names(no_text)}. "
-                           "Rename them.")
+        raise DatasetError(f"{root}: rename labels that are not text in UTF-8: {some_names(no_text)}.")
     clips = clips.assign(label=labels)
     if "split" not in clips or "test" not in set(clips["split"]):
         clips["split"] = _draw_test(clips, root)
