@@ -155,7 +155,8 @@ def describe_figures(app, doctree):
 
 
 def describe_page(app, pagename, templatename, context, doctree):
-    "What a search engine shows under the title of a page: its first quotation or paragraph."
+    "What a search engine shows of a page: a title of its own and, under it, the first quotation or paragraph."
+    if pagename.startswith("_modules/acl_paper/"): context["title"] = f"Source of {context['title']}"
     first = next((node for kind in (nodes.block_quote, nodes.paragraph) for node in (doctree.findall(kind) if doctree else ())), None)
     text = plain_text(first, 160) if first else settings["description"]
     context["metatags"] = context.get("metatags", "") + f'<meta name="description" content="{html.escape(text)}">'
