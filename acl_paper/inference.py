@@ -15,9 +15,10 @@ import torch
 from fastcore.script import Param
 
 # %% ../nbs/20_inference.ipynb #6f218e0d
+from .audio import AudioError, read_audio
 from .console import command
 from .evaluation import ClipOutputs, clip_outputs, outputs_of
-from .features import AudioError, clip_log_mel, read_audio
+from .log_mel import clip_log_mel
 from .patches import Patches, test_patch_starts
 from .runs import load_run
 from .training import Run

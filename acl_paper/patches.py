@@ -132,12 +132,15 @@ class Patches:
         The number of each patch's clip in the table of clips.
     patch_frames : int
         T, frames of a patch.
+    noisy : Tensor, shape (P,), bool, optional
+        Whether nobody has checked the label, where the data set says so.
     """
     frames: Tensor
     starts: Tensor
     labels: Tensor
     clips: Tensor
     patch_frames: int = 100
+    noisy: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -147,9 +150,17 @@ class Patches:
         patches = _windows(self.frames, self.patch_frames)[self.starts[rows]]
         return patches.unsqueeze(1).float(), self.labels[rows]
 
+    def reordered(self, order: Tensor) -> "Patches":
+        "The patches with these row numbers (P,), in that order."
+        return replace(self, **{name: values[order] for name, values in self._by_row().items()})
+
     def to(self, device: torch.device | str) -> "Patches":
-        tensors = [t.to(device) for t in (self.frames, self.starts, self.labels, self.clips)]
-        return Patches(*tensors, self.patch_frames)
+        moved = {name: values.to(device) for name, values in self._by_row().items()}
+        return replace(self, frames=self.frames.to(device), **moved)
+
+    def _by_row(self):
+        values = {name: getattr(self, name) for name in ("starts", "labels", "clips", "noisy")}
+        return {name: tensor for name, tensor in values.items() if tensor is not None}
 
 
 def _windows(frames, length):
@@ -321,13 +332,15 @@ def _patches(store, clips, scaler, config, *, test):
         np.repeat(clips.label_id.to_numpy(np.int64), counts),
         np.repeat(clips.index.to_numpy(np.int64), counts),
     ]
-    return Patches(torch.from_numpy(frames), *map(torch.from_numpy, values), config.patch_frames)
+    noisy = None
+    if "manually_verified" in clips:
+        noisy = torch.from_numpy(np.repeat(~clips.manually_verified.to_numpy(bool), counts))
+    return Patches(torch.from_numpy(frames), *map(torch.from_numpy, values), config.patch_frames, noisy)
 
 # %% ../nbs/09_patches.ipynb #65975eaa
 def _shuffled(patches, seed):
     order = torch.randperm(len(patches), generator=torch.Generator().manual_seed(seed))
-    shuffled = {name: getattr(patches, name)[order] for name in ("starts", "labels", "clips")}
-    return replace(patches, **shuffled)
+    return patches.reordered(order)
 
 # %% ../nbs/09_patches.ipynb #ef31e9ce
 @dataclass

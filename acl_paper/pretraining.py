@@ -30,11 +30,11 @@ from torch.optim.lr_scheduler import MultiStepLR
 from . import evaluation
 from .augment import AugmentConfig, two_views
 from .console import Progress, load_object
-from .evaluation import autocast, choose_device, clip_outputs, outputs_of, tuned
+from .evaluation import Run, autocast, choose_device, clip_outputs, outputs_of, tuned
 from .losses import RELEASED_CONSTANT_OF_VIEWS, AngularContrastiveLoss, InfoNCE, check_alpha, check_setting
 from .networks import ProjectionHead, check_network_name, make_network, placed
 from .patches import ClipFrames, ClipSplit, Patches, check_settings, fit_input_scale, grid_patches
-from .training import Checkpoint, Run, identity_of, terms_of, with_paths
+from .training import Checkpoint, alone, identity_of, terms_of, with_paths
 
 # %% ../nbs/14_pretraining.ipynb #842a5663
 @dataclass(frozen=True)
@@ -381,7 +381,7 @@ def fit(split: ClipSplit, config: PretrainConfig = PretrainConfig(), *, network:
     _check_clips(split, config)
     given = dict(network=network, loss=loss, optimiser=optimiser, views=views)
     config = with_paths(config, **given)
-    with torch.random.fork_rng(), tuned(config.precision):
+    with alone(checkpoint), torch.random.fork_rng(), tuned(config.precision):
         torch.manual_seed(config.seed)
         run = Pretraining(split.to(choose_device(device)), config, **given)
         saved = Checkpoint(checkpoint, run, every_s=checkpoint_every_s)

@@ -22,12 +22,12 @@ from torch import Tensor, nn
 # %% ../nbs/15_probing.ipynb #e271c9fe
 from . import evaluation
 from .console import Progress, load_object
-from .evaluation import choose_device, clip_outputs, outputs_of, tuned
+from .evaluation import Run, choose_device, clip_outputs, outputs_of, tuned
 from .features import FeatureStore
 from .networks import NetworkOutput, placed
 from .patches import ClipFrames, ClipSplit, check_settings, grid_patches, make_clip_split, random_patches
-from .pretraining import embedding_size, milestones_of, sgd_of
-from .training import Run, with_paths
+from .pretraining import embedding_size, milestones_of, sgd_of, untrained
+from .training import with_paths
 
 # %% ../nbs/15_probing.ipynb #123a0e7a
 @dataclass(frozen=True)
@@ -140,9 +140,9 @@ def _validate(source):
     return evaluation.validation_accuracies(table)
 
 # %% ../nbs/15_probing.ipynb #e2b7001a
-def fit(split: ClipSplit, config: ProbeConfig = ProbeConfig(), *, pretrained: Run,
-        loss: Callable | None = None, optimiser: Callable | None = None, device: str = "auto",
-        report_every_s: float | None = 2.0) -> Run:
+def fit(split: ClipSplit, config: ProbeConfig = ProbeConfig(), *, pretrained: Run | None = None,
+        network: Callable | None = None, loss: Callable | None = None, optimiser: Callable | None = None,
+        device: str = "auto", report_every_s: float | None = 2.0) -> Run:
     """Train a linear probe on an encoder, or fine-tune it.
 
     Parameters
@@ -151,8 +151,10 @@ def fit(split: ClipSplit, config: ProbeConfig = ProbeConfig(), *, pretrained: Ru
         From `probe_split`.
     config : ProbeConfig
         The defaults are the paper's; it also names loss and optimiser where they are not passed in.
-    pretrained : Run
-        Of a pre-training, or `untrained`; it is left as it is. Its network decides which network is probed.
+    pretrained : Run, optional
+        Of a pre-training; it is left as it is. Without one, a network with its first weights is probed.
+    network : callable, optional
+        That network: ``network(n_classes, patch_shape)``, as for `pretraining.fit`.
     loss : callable, optional
         ``loss(embedding, labels, logits)`` returns a scalar.
     optimiser : callable, optional
@@ -172,6 +174,7 @@ def fit(split: ClipSplit, config: ProbeConfig = ProbeConfig(), *, pretrained: Ru
     acl_paper.training.fit, acl_paper.pretraining.fit
     """
     config = with_paths(config, loss=loss, optimiser=optimiser)
+    pretrained = pretrained or untrained(split, network=network)
     device, before = choose_device(device), pretrained.settings
     split = split.to(device)
     patches_of = partial(grid_patches, scale=pretrained.scaler, patch_frames=before.patch_frames,

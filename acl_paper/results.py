@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['COMPARABLE', 'PAPER_TEST_CLIPS', 'SUPERVISED_RUNS', 'PUBLISHED_PROBES', 'PUBLISHED_TEMPERATURE', 'PROBE_RUNS',
-           'MEASURES', 'published_supervised', 'MixedRunsError', 'collect_runs', 'find_dataset_with_runs',
-           'prediction_interval', 'verdict', 'results_table', 'data_label', 'printable_table', 'compare_with_baseline',
-           'chosen_alphas', 'compare_first_losses', 'subset_in_detail', 'class_change', 'published_selfsupervised',
-           'collect_probes', 'probes_table', 'printable_probes', 'describe_runs', 'describe_probes', 'data_warning',
-           'save_tables', 'save_printable', 'save_sources']
+           'MEASURES', 'published_supervised', 'MixedRunsError', 'finished_runs', 'collect_runs',
+           'find_dataset_with_runs', 'prediction_interval', 'verdict', 'results_table', 'data_label', 'printable_table',
+           'compare_with_baseline', 'chosen_alphas', 'compare_first_losses', 'subset_in_detail', 'class_change',
+           'published_selfsupervised', 'collect_probes', 'probes_table', 'printable_probes', 'describe_runs',
+           'describe_probes', 'data_warning', 'save_tables', 'save_printable', 'save_sources']
 
 # %% ../nbs/18_results.ipynb #b6486dec
 import json
@@ -25,7 +25,7 @@ from scipy.stats import t as student_t
 from .console import write_atomically
 from .data import SUBSETS
 from .evaluation import class_accuracy, holm, mcnemar, paired_difference, wilson
-from .runs import load_predictions, read_config, settings_of, software_versions
+from .runs import is_finished, load_predictions, read_config, read_metrics, settings_of, software_versions
 
 # %% ../nbs/18_results.ipynb #2317376a
 COMPARABLE = "FSDnoisy18k"  # the only data set whose accuracies may be set against the published ones
@@ -46,6 +46,19 @@ def published_supervised() -> pd.DataFrame:
 # %% ../nbs/18_results.ipynb #f1742948
 class MixedRunsError(ValueError):
     "Run folders that must not stand in one table; the message lists what differs."
+
+# %% ../nbs/18_results.ipynb #aa20669f
+def finished_runs(root: str | Path, pattern: str) -> list[Path]:
+    """The folders of finished runs, sorted.
+
+    Parameters
+    ----------
+    root : str or Path
+        Where to look.
+    pattern : str
+        What the folders match below it. Folders whose metrics.json is not whole are left out.
+    """
+    return [folder for folder in sorted(Path(root).glob(pattern)) if is_finished(folder)]
 
 # %% ../nbs/18_results.ipynb #e4244367
 def collect_runs(runs_dir: str | Path, dataset: str, *, first_loss: str = "cross_entropy") -> pd.DataFrame:
@@ -75,12 +88,17 @@ def collect_runs(runs_dir: str | Path, dataset: str, *, first_loss: str = "cross
     """
     root = Path(runs_dir)/dataset
     below = "" if first_loss == "cross_entropy" else f"first_loss={first_loss}/"
-    rows = [_read_run(path.parent) for path in sorted(root.glob(f"*/{below}alpha=*/seed=*/metrics.json"))]
-    if not rows:
+    folders = finished_runs(root, f"*/{below}alpha=*/seed=*")
+    if not folders:
         raise FileNotFoundError(_nothing_found(root))
-    runs = pd.DataFrame(rows).assign(dataset=dataset)
+    runs = pd.DataFrame([_read_run(folder) for folder in folders]).assign(dataset=dataset)
     _refuse_mixtures(runs)
-    return _sorted_by(runs, runs.subset.map(SUBSETS.index), ["alpha", "seed"])
+    return _sorted_by(runs, runs.subset.map(_subsets(runs).index), ["alpha", "seed"])
+
+
+def _subsets(runs):
+    "The paper's four subsets, then what others there are."
+    return [*SUBSETS, *sorted({*runs.subset} - {*SUBSETS})]
 
 # %% ../nbs/18_results.ipynb #654f454e
 def _sorted_by(table, first, others):
@@ -89,7 +107,7 @@ def _sorted_by(table, first, others):
     return ordered.drop(columns="order").reset_index(drop=True)
 
 # %% ../nbs/18_results.ipynb #e840fcb6
-SUPERVISED_RUNS = "*/alpha=*/seed=*/metrics.json"
+SUPERVISED_RUNS = "*/alpha=*/seed=*"
 
 
 def find_dataset_with_runs(runs_dir: str | Path, pattern: str = SUPERVISED_RUNS) -> str:
@@ -114,8 +132,8 @@ def find_dataset_with_runs(runs_dir: str | Path, pattern: str = SUPERVISED_RUNS)
     ValueError
         when several have.
     """
-    finished = Path(runs_dir).glob(f"*/{pattern}")
-    found = sorted({path.relative_to(runs_dir).parts[0] for path in finished})
+    finished = finished_runs(runs_dir, f"*/{pattern}")
+    found = sorted({folder.relative_to(runs_dir).parts[0] for folder in finished})
     if COMPARABLE in found:
         return COMPARABLE
     if not found:
@@ -124,10 +142,6 @@ def find_dataset_with_runs(runs_dir: str | Path, pattern: str = SUPERVISED_RUNS)
         raise ValueError(f"there are runs of {', '.join(found)}; say which: -r dataset NAME")
     return found[0]
 
-# %% ../nbs/18_results.ipynb #6ee80b18
-def _read_json(path):
-    return json.loads(path.read_text())
-
 # %% ../nbs/18_results.ipynb #1c6d4d93
 def _read_run(folder):
     "One row of `collect_runs`."
@@ -135,7 +149,7 @@ def _read_run(folder):
     settings = {name: config["settings"][name] for name in ("subset", "alpha", "seed")}
     synthetic = config["data"].get("synthetic", False)
     row = settings | {"folder": folder, "synthetic": synthetic, "config": config}
-    return row | _read_json(folder/"metrics.json")
+    return row | read_metrics(folder/"metrics.json")
 
 # %% ../nbs/18_results.ipynb #020df219
 def _nothing_found(root):
@@ -254,18 +268,19 @@ def results_table(runs: pd.DataFrame, *, dataset: str) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        40 rows, more where other values of alpha were run: subset, alpha, published, mean, sd, min, max,
-        n_seeds, wilson_low, wilson_high (noise of the test clips of one run of that mean), difference,
-        verdict, dataset, synthetic. Missing cells have n_seeds 0. Difference and verdict are left out unless
-        `dataset` is FSDnoisy18k.
+        40 rows, more where other subsets or values of alpha were run: subset, alpha, published, mean, sd,
+        min, max, n_seeds, wilson_low, wilson_high (noise of the test clips of one run of that mean),
+        difference, verdict, dataset, synthetic. Missing cells have n_seeds 0. Difference and
+        verdict are left out unless `dataset` is FSDnoisy18k.
     """
-    published = published_supervised()
+    subsets = _subsets(runs)
+    published = published_supervised().reindex(columns=subsets)
     comparable = dataset == COMPARABLE
     cells = {key: group.accuracy.to_numpy() for key, group in runs.groupby(["subset", "alpha"])}
     alphas = sorted({*published.index, *runs.alpha})
     n_clips = int(runs.n_test_clips.iloc[0])
     rows = [_result_row(subset, alpha, cells, published, n_clips, comparable)
-            for subset in SUBSETS for alpha in alphas]
+            for subset in subsets for alpha in alphas]
     return pd.DataFrame(rows).assign(dataset=dataset, synthetic=bool(runs.synthetic.any()))
 
 # %% ../nbs/18_results.ipynb #6d41bffa
@@ -442,8 +457,8 @@ def compare_first_losses(runs_dir: str | Path, dataset: str) -> pd.DataFrame:
 
     One row per first loss and subset, one column per value of alpha.
     """
-    finished = Path(runs_dir, dataset).glob("*/first_loss=*/alpha=*/seed=*/metrics.json")
-    found = {path.parts[-4].removeprefix("first_loss=") for path in finished}
+    finished = finished_runs(Path(runs_dir, dataset), "*/first_loss=*/alpha=*/seed=*")
+    found = {folder.parts[-3].removeprefix("first_loss=") for folder in finished}
     tables = []
     for name in ["cross_entropy", *sorted(found)]:
         runs = collect_runs(runs_dir, dataset, first_loss=name)
@@ -515,7 +530,7 @@ PUBLISHED_PROBES = {  # folder of a probe: its columns
     "finetune-clean": "finetune_clean",
 }
 PUBLISHED_TEMPERATURE = 0.2
-PROBE_RUNS = "pretrain/{network}/alpha=*/temperature=*/seed=*/{probe}/seed=*/metrics.json"
+PROBE_RUNS = "pretrain/{network}/alpha=*/temperature=*/seed=*/{probe}/seed=*"
 MEASURES = {  # the published name: that in metrics.json
     "micro": "patch_weighted_micro_accuracy",
     "macro": "macro_accuracy",
@@ -561,13 +576,13 @@ def collect_probes(runs_dir: str | Path, dataset: str, *, network: str = "resnet
         when probes of one kind differ in more than that.
     """
     root = Path(runs_dir)/dataset
-    paths = []
+    folders = []
     for probe in PUBLISHED_PROBES:
-        paths += root.glob(PROBE_RUNS.format(network=network, probe=probe))
-    if not paths:
+        folders += finished_runs(root, PROBE_RUNS.format(network=network, probe=probe))
+    if not folders:
         raise FileNotFoundError(f"no finished probe of a {network} in {root/'pretrain'}.\n"
                                 "Make all with: make reproduce PART=selfsupervised")
-    probes = pd.DataFrame([_read_probe(path.parent) for path in paths]).assign(dataset=dataset)
+    probes = pd.DataFrame([_read_probe(folder) for folder in folders]).assign(dataset=dataset)
     for _, kind in probes.groupby("probe"):
         _refuse_mixtures(kind, _same_for_probes)
     _refuse_mixtures(probes, _same_for_encoders)
@@ -581,7 +596,7 @@ def _read_probe(folder):
     settings = {name: config["pretrained"][name] for name in ("temperature", "alpha", "seed")}
     synthetic = config["data"].get("synthetic", False)
     row = settings | {"folder": folder, "synthetic": synthetic, "config": config}
-    return {"probe": folder.parent.name} | row | _read_json(folder/"metrics.json")
+    return {"probe": folder.parent.name} | row | read_metrics(folder/"metrics.json")
 
 
 def _same_for_encoders(config):

@@ -5,15 +5,17 @@
 # %% auto #0
 __all__ = ['USUAL', 'FIRST_EDITION', 'FIRST_EDITION_VALUES', 'FIRST_EDITION_COLUMNS', 'WHAT', 'CARD', 'check_parameters',
            'unusual_parts', 'run_folder', 'pretrain_folder', 'probe_folder', 'with_current_names', 'read_config',
-           'settings_of', 'save_run', 'software_versions', 'model_card', 'load_run', 'load_predictions', 'data_note',
-           'caption', 'about_run', 'save_figures']
+           'read_metrics', 'is_finished', 'settings_of', 'save_run', 'software_versions', 'model_card', 'load_run',
+           'load_predictions', 'data_note', 'caption', 'about_run', 'save_figures']
 
 # %% ../nbs/17_runs.ipynb #e46e5171
 import ast
+import hashlib
 import io
 import json
 import platform
 from dataclasses import asdict, fields
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 # %% ../nbs/17_runs.ipynb #1e91a1b5
-from .console import write_atomically
+from .console import check_once, make_folder, write_atomically
 from .data import DatasetLocation
 from .features import FeatureConfig, FeatureStore
 
@@ -57,7 +59,8 @@ def check_parameters(cells: list[str]) -> None:
 
 # %% ../nbs/17_runs.ipynb #db481f7c
 USUAL = {
-    "training": {"network": "paper_cnn", "loss": "acl", "first_loss": "cross_entropy", "optimiser": "adam"},
+    "training": {"network": "paper_cnn", "loss": "acl", "first_loss": "cross_entropy", "optimiser": "adam",
+                 "selective": False},
     "pretraining": {"loss": "acl", "first_loss": "info_nce", "optimiser": "sgd", "views": "two_views"},
     "probe": {"loss": "cross_entropy", "optimiser": "sgd"},
 }
@@ -70,7 +73,7 @@ def unusual_parts(kind: str, settings) -> dict[str, str]:
 
 
 def _folders(kind, settings):
-    return [f"{name}={value.replace(':', '.')}" for name, value in unusual_parts(kind, settings).items()]
+    return [f"{name}={value}".replace(":", ".") for name, value in unusual_parts(kind, settings).items()]
 
 
 def run_folder(runs_dir: str | Path, dataset: str, settings) -> Path:
@@ -144,9 +147,9 @@ def read_config(folder: str | Path) -> dict:
     path = Path(folder)/"config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        return config if "kind" in config else _of_first_edition(config)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); make the run again") from None
+        return config if "settings" in config else _of_first_edition(config)
+    except (AttributeError, KeyError, StopIteration, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__} {error}); make the run again") from None
 
 
 def _of_first_edition(config):
@@ -160,6 +163,23 @@ def _of_first_edition(config):
         current["pretrained"] = sections["pretraining"]
         current |= {name: config.get(name) for name in ("scale", "untrained")}
     return current | described
+
+# %% ../nbs/17_runs.ipynb #f12d95ce
+def read_metrics(path: str | Path) -> dict:
+    "What a metrics.json says; a ValueError when it is not whole."
+    metrics = json.loads(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(metrics, dict):
+        raise ValueError(f"{path} does not hold metrics")
+    return metrics
+
+
+def is_finished(folder: str | Path) -> bool:
+    "Whether a folder holds a whole run."
+    try:
+        read_metrics(Path(folder)/"metrics.json")
+    except (OSError, ValueError):
+        return False
+    return True
 
 # %% ../nbs/17_runs.ipynb #8201a374
 def settings_of(config: dict):
@@ -212,14 +232,14 @@ def save_run(folder: str | Path, run, *, predictions: pd.DataFrame | None = None
         What metrics.json says: accuracies where there was a test, best_epoch, epochs, and the losses and
         validation accuracies of the best epoch.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(folder, "the run")
     for name in ("metrics.json", "encoder.safetensors"):  # the latter held weights in the first edition
         (folder/name).unlink(missing_ok=True)
-    config, metrics = _config_of(run) | (about or {}), _metrics_of(run, predictions) | numbers
+    weights, metrics = _weights_of(run), _metrics_of(run, predictions) | numbers
+    config = _config_of(run) | {"weights_sha256": hashlib.sha256(weights).hexdigest()} | (about or {})
     write_atomically(folder/"config.json", json.dumps(config, indent=1))
     write_atomically(folder/"history.csv", run.history.to_csv(index=False))
-    write_atomically(folder/"model.safetensors", _weights_of(run))
+    write_atomically(folder/"model.safetensors", weights)
     if predictions is not None:
         write_atomically(folder/"predictions.csv", predictions.to_csv(index=False, float_format="%.6g"))
     if embeddings is not None:
@@ -366,17 +386,27 @@ def load_run(folder: str | Path, *, network=None):
     ValueError
         when a file is damaged, or the run's network cannot be imported, with its path.
     """
-    from acl_paper.training import Run
+    from acl_paper.evaluation import Run
 
     folder = _require(folder, "config.json", "history.csv", "metrics.json")
-    config = read_config(folder)
+    config, metrics = read_config(folder), _whole(folder/"metrics.json", read_metrics)
+    history = _whole(folder/"history.csv", pd.read_csv).rename(columns=FIRST_EDITION_COLUMNS)
     features, weights = FeatureConfig(**config["features"]), _read_weights(folder, config)
     trained = _rebuilt(folder, config, features.n_mels, network)
-    trained.load_state_dict(_without_prefix("network.", weights))
-    history = pd.read_csv(folder/"history.csv").rename(columns=FIRST_EDITION_COLUMNS)
-    best_epoch = json.loads((folder/"metrics.json").read_text(encoding="utf-8"))["best_epoch"]
+    try:
+        trained.load_state_dict(_without_prefix("network.", weights))
+    except RuntimeError as error:
+        raise ValueError(f"the weights in {folder} are not those of its network: {error}") from None
     return Run(config["kind"], trained.eval(), _scaler(weights), settings_of(config), features,
-               config["classes"], history, best_epoch, config.get("pretrained"))
+               config["classes"], history, metrics["best_epoch"], config.get("pretrained"))
+
+
+def _whole(path, read):
+    "What `read` makes of a file; a ValueError that names it when it cannot."
+    try:
+        return read(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); make the run again") from None
 
 
 def _require(folder, *names):
@@ -392,7 +422,9 @@ def _rebuilt(folder, config, n_mels, network):
     try:
         return _of_kind(config, n_mels, network)
     except (ImportError, AttributeError) as error:
-        name = config.get("pretrained", config["settings"])["network"]
+        name = config.get("pretrained", config["settings"]).get("network", "")
+        if ":" not in name:
+            raise
         raise ValueError(f"{folder} was made with the network {name}, which cannot be imported here "
                          f"({error}); pass it in: load_run(folder, network=...)") from None
 
@@ -420,6 +452,7 @@ def _read_weights(folder, config):
 
     first = folder/"encoder.safetensors"  # the name of a pre-training's weights in the first edition
     path = first if first.is_file() else _require(folder, "model.safetensors")/"model.safetensors"
+    check_once(path, partial(_check_weights, path, config.get("weights_sha256")))
     try:
         tensors = safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:
@@ -427,6 +460,14 @@ def _read_weights(folder, config):
     return tensors if "scaler.scale" in tensors and "network" in config else _renamed(tensors, config)
 
 
+def _check_weights(path, expected):
+    "A ValueError unless a file has the checksum that its run wrote down; runs of 0.1.0 did not."
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if expected and found != expected:
+        raise ValueError(f"{path} is damaged (its checksum is not what config.json says); make the run again")
+
+# %% ../nbs/17_runs.ipynb #50bff489
 def _renamed(tensors, config):
     "Weights of the first edition with today's names."
     import torch
@@ -481,7 +522,7 @@ def caption(location: DatasetLocation, **settings) -> str:
     return ", ".join([name, *said])
 
 
-def about_run(location: DatasetLocation, store: FeatureStore, device, **counts: int) -> dict:
+def about_run(location: DatasetLocation, store: FeatureStore, device, table: str, **counts: int) -> dict:
     """What config.json says besides the settings.
 
     Parameters
@@ -489,21 +530,24 @@ def about_run(location: DatasetLocation, store: FeatureStore, device, **counts: 
     location : DatasetLocation
     store : FeatureStore
     device : torch.device
+    table : str
+        From `table_fingerprint`: what of the data set's table the run depends on.
     **counts : int
         Clips of each set.
     """
     import torch
 
     data = {"name": location.name, "synthetic": location.synthetic}
-    data |= {"store": store.path.name, "source": store.source, "clips": counts}
+    data |= {"store": store.path.name, "source": store.source, "table": table, "clips": counts}
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     return {"data": data, "machine": {"device": card, "threads": torch.get_num_threads()}}
 
 # %% ../nbs/17_runs.ipynb #5c95e3fb
 def save_figures(folder: str | Path, **figures) -> None:
     "Write matplotlib figures as PNG and SVG, each beside its final name and then renamed."
+    undated = {"png": None, "svg": {"Date": None}}
     for name, figure in figures.items():
-        for kind in ("png", "svg"):
+        for kind, metadata in undated.items():
             content = io.BytesIO()
-            figure.savefig(content, format=kind)
+            figure.savefig(content, format=kind, metadata=metadata)
             write_atomically(Path(folder)/f"{name}.{kind}", content.getvalue())

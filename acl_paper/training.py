@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'ANGLE_COLUMNS', 'IN_PLAIN', 'TrainConfig', 'terms_of', 'TrainingStep', 'validation_losses',
-           'angle_percentiles', 'Run', 'network_of', 'loss_of', 'optimiser_of', 'first_step', 'Training',
-           'random_state', 'set_random_state', 'split_digest', 'package_digest', 'identity_of', 'Checkpoint', 'fit',
+           'angle_percentiles', 'network_of', 'loss_of', 'optimiser_of', 'first_step', 'Training', 'random_state',
+           'set_random_state', 'split_digest', 'package_digest', 'identity_of', 'Checkpoint', 'alone', 'fit',
            'with_paths']
 
 # %% ../nbs/13_training.ipynb #64ec3104
@@ -15,6 +15,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from importlib.resources import files
@@ -28,12 +29,11 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 # %% ../nbs/13_training.ipynb #3734a027
-from .console import Progress, load_object, write_atomically
-from .evaluation import CudaRecording, autocast, choose_device, outputs_of, tuned
-from .features import FeatureConfig
+from .console import Progress, hold_lock, load_object, make_folder, warn_once, write_atomically
+from .evaluation import CudaRecording, Run, autocast, choose_device, outputs_of, step_schedule, tuned
 from .losses import AngularContrastiveLoss, LossTerms, check_alpha, check_setting, pairwise_angles
 from .networks import check_network_name, make_network, placed
-from .patches import InputScale, Patches, Scaler, Split, SplitConfig, check_settings
+from .patches import Patches, Split, SplitConfig, check_settings
 from .robust_losses import FIRST_LOSSES, first_loss
 
 # %% ../nbs/13_training.ipynb #8f42b239
@@ -57,6 +57,7 @@ class TrainConfig(SplitConfig):
     alpha: float = 0.5  # weight of the first loss; 1 is the baseline
     first_loss: str = "cross_entropy"  # a noise-robust one of 03_robust_losses, or a path: my_losses:focal
     first_loss_settings: dict = field(default_factory=dict)  # of that loss, such as {"q": 0.5}
+    selective: bool = False  # True: cross-entropy for checked labels, that loss for the others
     seed: int = 0  # initial weights, shuffling and dropout
     epochs: int = 99  # the released code counts to 100 and trains 99
     batch_size: int = 64
@@ -91,6 +92,9 @@ def _check_training(config):
     object.__setattr__(config, "alpha", check_alpha(config.alpha))
     AngularContrastiveLoss(config.alpha, margin_rad=config.margin_rad, reduction=config.reduction)
     check_network_name(config.network)
+    robust = config.loss == "acl" and config.first_loss != "cross_entropy"
+    expected = "False without a robust first loss"
+    check_setting(robust or not config.selective, "selective", expected, config.selective)
     named = {"first_loss": FIRST_LOSSES, "loss": ["acl"], "optimiser": ["adam"]}
     at_least = {"seed": 0, "lr_patience": 0, "epochs": 1, "batch_size": 2}  # batch norm needs two samples
     check_settings(config, choices=CHOICES, named=named, at_least=at_least)
@@ -102,7 +106,8 @@ def _batches(order: Tensor, batch_size: int, drop_last: bool) -> list[Tensor]:
     return batches[:-1] if drop_last and partial_last else batches
 
 
-def terms_of(loss: Callable, embedding: Tensor, labels: Tensor, first_input: Tensor) -> LossTerms:
+def terms_of(loss: Callable, embedding: Tensor, labels: Tensor, first_input: Tensor,
+             **of_first) -> LossTerms:
     """Total, first and angular loss of a batch by any loss.
 
     Parameters
@@ -114,9 +119,11 @@ def terms_of(loss: Callable, embedding: Tensor, labels: Tensor, first_input: Ten
     labels : Tensor, shape (B,), int64
     first_input : Tensor
         What the first loss is given: logits (B, C), or projections (B, D).
+    **of_first
+        Further arguments of the first loss, such as `noisy`.
     """
     call = loss.terms if hasattr(loss, "terms") else loss
-    value = call(embedding, labels, first_input)
+    value = call(embedding, labels, first_input, **of_first)
     if isinstance(value, LossTerms):
         return value
     return LossTerms(value, value, torch.zeros_like(value))
@@ -143,11 +150,14 @@ class TrainingStep:
         What the network runs in.
     record : bool
         Whether a GPU may record the step.
+    selective : bool
+        Tell the loss which labels nobody checked, as `noisy`.
     """
     def __init__(self, network: nn.Module, patches: Patches, loss: Callable,
-                 optimiser: torch.optim.Optimizer, *, precision: str = "float32", record: bool = True):
+                 optimiser: torch.optim.Optimizer, *, precision: str = "float32", record: bool = True,
+                 selective: bool = False):
         self.network, self.patches, self.loss, self.optimiser = network, patches, loss, optimiser
-        self.precision = precision
+        self.precision, self.selective = precision, selective
         self.losses = torch.zeros(3, device=patches.starts.device)
         recordable = record and self.losses.is_cuda
         self.recording = CudaRecording(self.run, self.losses.device) if recordable else None
@@ -160,7 +170,8 @@ class TrainingStep:
         self.optimiser.zero_grad()
         with autocast(inputs.device, self.precision):
             logits, embedding = self.network(inputs)
-        terms = terms_of(self.loss, embedding.float(), labels, logits.float())
+        of_first = {"noisy": self.patches.noisy[rows]} if self.selective else {}
+        terms = terms_of(self.loss, embedding.float(), labels, logits.float(), **of_first)
         terms.total.backward()
         self.optimiser.step()
         self.losses += torch.stack(terms).detach()
@@ -168,7 +179,7 @@ class TrainingStep:
 # %% ../nbs/13_training.ipynb #723b7639
 @torch.inference_mode()
 def validation_losses(logits: Tensor, embedding: Tensor, labels: Tensor, loss: Callable, *,
-                      batch_size: int = 64, drop_last: bool = False) -> Tensor:
+                      batch_size: int = 64, drop_last: bool = False, **of_first: Tensor) -> Tensor:
     """Total, first and angular loss over a whole set, taken in batches in the order given.
 
     Parameters
@@ -182,13 +193,16 @@ def validation_losses(logits: Tensor, embedding: Tensor, labels: Tensor, loss: C
     batch_size : int
     drop_last : bool
         Leave out a last partial batch.
+    **of_first : Tensor, shape (P,)
+        Further arguments of the first loss, such as `noisy`.
 
     Returns
     -------
     Tensor, shape (3,)
     """
     batches = _batches(torch.arange(len(labels), device=labels.device), batch_size, drop_last)
-    terms = [terms_of(loss, embedding[rows], labels[rows], logits[rows]) for rows in batches]
+    terms = [terms_of(loss, embedding[rows], labels[rows], logits[rows],
+                      **{name: values[rows] for name, values in of_first.items()}) for rows in batches]
     size = torch.tensor([float(len(rows)) for rows in batches], device=labels.device)
     if not isinstance(loss, AngularContrastiveLoss):
         return (torch.stack([torch.stack(t) for t in terms]) * size[:, None]).sum(0) / size.sum()
@@ -204,7 +218,7 @@ ANGLE_COLUMNS = [f"{kind}_angle_q{q}" for kind in ("same", "other") for q in (10
 
 
 @torch.inference_mode()
-def angle_percentiles(embedding: Tensor, labels: Tensor, *, at_most: int = 512) -> list[float]:
+def angle_percentiles(embedding: Tensor, labels: Tensor, *, at_most: int = 512) -> Tensor:
     """10th, 50th and 90th percentile of the angles of same-class pairs, then of other pairs.
 
     Parameters
@@ -216,64 +230,15 @@ def angle_percentiles(embedding: Tensor, labels: Tensor, *, at_most: int = 512) 
 
     Returns
     -------
-    list of float
-        Six angles in radians, named by `ANGLE_COLUMNS`; NaN where there is no such pair.
+    Tensor, shape (6,)
+        In radians, named by `ANGLE_COLUMNS`; NaN where there is no such pair.
     """
     theta = pairwise_angles(embedding[:at_most])
     same = labels[:at_most, None] == labels[None, :at_most]
     upper = torch.ones_like(same).triu(1)
-    return _percentiles(theta[same & upper]) + _percentiles(theta[~same & upper])
-
-
-def _percentiles(values):
-    if len(values) == 0:
-        return [math.nan] * 3
-    levels = torch.tensor([0.1, 0.5, 0.9], device=values.device)
-    return values.quantile(levels).tolist()
-
-# %% ../nbs/13_training.ipynb #c4bbd19f
-@dataclass
-class Run:
-    """A trained network, and all that is needed to use it on new audio: what every `fit` returns.
-
-    Attributes
-    ----------
-    kind : {"training", "pretraining", "probe"}
-    network : Module
-        In evaluation mode, on the CPU, with the kept weights. It gives two outputs for standardised patches
-        (B, 1, T, F): logits (of a pre-training: projections) and embedding.
-    scaler : Scaler or InputScale
-        Standardises log-mel frames.
-    settings : TrainConfig, PretrainConfig or ProbeConfig
-    features : FeatureConfig
-        What the frames were made with.
-    classes : list of str
-        Names of the classes; index = label.
-    history : DataFrame
-        One row per epoch.
-    best_epoch : int
-        The epoch (from 1) the kept weights come from; 0 for weights that were never trained.
-    pretrained : dict or None
-        Of a probe: the settings of the pre-training before it, and its best epoch.
-
-    See Also
-    --------
-    acl_paper.runs.save_run, acl_paper.runs.load_run : to a folder and back.
-    """
-    kind: str
-    network: nn.Module
-    scaler: Scaler | InputScale
-    settings: object
-    features: FeatureConfig
-    classes: list[str]
-    history: pd.DataFrame
-    best_epoch: int
-    pretrained: dict | None = None
-
-    @property
-    def patch_frames(self) -> int:
-        "T of the patches that the network takes."
-        return self.pretrained["patch_frames"] if self.kind == "probe" else self.settings.patch_frames
+    levels = torch.tensor([0.1, 0.5, 0.9], device=theta.device)
+    groups = [theta.masked_fill(~(pairs & upper), math.nan) for pairs in (same, ~same)]
+    return torch.cat([group.flatten().nanquantile(levels) for group in groups])
 
 # %% ../nbs/13_training.ipynb #ed21bb7a
 def network_of(config: TrainConfig, n_classes: int, n_mels: int) -> nn.Module:
@@ -322,6 +287,8 @@ def first_step(split: Split, config: TrainConfig = TrainConfig(), *, network: Ca
         See `fit`.
     """
     device, n_mels = split.train.starts.device, split.train.frames.shape[1]
+    if config.selective and split.train.noisy is None:
+        raise ValueError("selective needs to know which labels were checked; this data set does not say")
     build = network or partial(_from_settings, config)
     made = placed(build(len(split.classes), (config.patch_frames, n_mels)), device)
     if optimiser:
@@ -331,7 +298,7 @@ def first_step(split: Split, config: TrainConfig = TrainConfig(), *, network: Ca
     named = (config.network, config.loss, config.first_loss, config.optimiser)
     own = network or loss or optimiser or any(":" in name for name in named)  # may read values back
     return TrainingStep(made, split.train, loss or loss_of(config), made_optimiser,
-                        precision=config.precision, record=not own)
+                        precision=config.precision, record=not own, selective=config.selective)
 
 
 def _from_settings(config, n_classes, patch_shape):
@@ -467,7 +434,7 @@ class Checkpoint:
         self.saved = time.monotonic()
         if self.path:
             self.identity = run.identity
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path.parent, "the run")
 
     def load(self) -> bool:
         """Bring the run to where the file left it, if there is one.
@@ -493,7 +460,10 @@ class Checkpoint:
             return
         content = io.BytesIO()
         torch.save({"identity": self.identity, "state": self.run.state()}, content)
-        write_atomically(self.path, content.getvalue())
+        try:
+            write_atomically(self.path, content.getvalue())
+        except OSError as error:  # a training need not die of it
+            warn_once(f"{self.path} could not be written ({error.strerror}); training continues.")
         self.saved = time.monotonic()
 
 # %% ../nbs/13_training.ipynb #f942def2
@@ -506,6 +476,14 @@ def _read_checkpoint(path):
     if "identity" not in stored:
         raise ValueError(f"{path} is of an earlier version of this package; remove it to start anew")
     return stored
+
+# %% ../nbs/13_training.ipynb #657be3f2
+def alone(checkpoint: str | Path | None):
+    "A context in which no other process trains the run of that checkpoint; for None, any may."
+    if not checkpoint:
+        return nullcontext()
+    folder = make_folder(Path(checkpoint).parent, "the run").resolve()
+    return hold_lock(folder.parent/f".{folder.name}.lock", f"the run in {folder} is made")
 
 # %% ../nbs/13_training.ipynb #a798f404
 _SAID = {
@@ -575,7 +553,8 @@ def fit(split: Split, config: TrainConfig = TrainConfig(), *, network: Callable 
     device = choose_device(device)
     given = dict(network=network, loss=loss, optimiser=optimiser)
     config = with_paths(config, **given)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), tuned(config.precision):
+    forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    with alone(checkpoint), forked, tuned(config.precision):
         torch.manual_seed(config.seed)
         training = Training(split.to(device), config, **given)
         saved = Checkpoint(checkpoint, training, every_s=checkpoint_every_s)
@@ -642,7 +621,7 @@ def _close_epoch(run, row):
     run.history.append(row)
     run.order, run.n_done, run.seconds = None, 0, 0.0
     _check_finite(row)
-    run.schedule.step(row["validation_loss"])
+    step_schedule(run.schedule, row["validation_loss"])
     if run.config.keep == "last" or run.best is None or row["validation_loss"] < run.best["loss"]:
         weights = {name: value.detach().clone() for name, value in run.step.network.state_dict().items()}
         run.best = {"loss": row["validation_loss"], "epoch": row["epoch"], "weights": weights}
@@ -662,11 +641,12 @@ def _validate(step, patches, config, shuffling):
     if released:
         patches = _shuffled(patches, config, shuffling)
     logits, embedding = outputs_of(step.network, patches, precision=config.precision)
+    of_first = {"noisy": patches.noisy} if config.selective else {}
     losses = validation_losses(logits, embedding, patches.labels, step.loss, batch_size=config.batch_size,
-                               drop_last=released)
+                               drop_last=released, **of_first)
     row = _named("validation", losses.tolist())
     row["validation_accuracy"] = (logits.argmax(1) == patches.labels).float().mean().item()
-    return row | dict(zip(ANGLE_COLUMNS, angle_percentiles(embedding, patches.labels)))
+    return row | dict(zip(ANGLE_COLUMNS, angle_percentiles(embedding, patches.labels).tolist()))
 
 
 def _named(kind, losses):
@@ -678,4 +658,4 @@ def _shuffled(patches, config, shuffling):
     expected = f'"complete" with fewer than {config.batch_size} validation patches (here {len(patches)})'
     check_setting(enough, "validation", expected, config.validation)
     order = torch.randperm(len(patches), generator=shuffling).to(patches.starts.device)
-    return replace(patches, starts=patches.starts[order], labels=patches.labels[order])
+    return patches.reordered(order)

@@ -19,7 +19,9 @@ from helpers import REFERENCE, run
 
 from acl_paper.data import audio_path, class_names, load_clips, split_clips
 from acl_paper.evaluation import clip_outputs, outputs_of, prediction_table
-from acl_paper.features import extract_features, log_mel, log_mel_literal, normalise_and_repeat, read_audio
+from acl_paper.audio import read_audio
+from acl_paper.features import extract_features
+from acl_paper.log_mel import log_mel, log_mel_literal, normalise_and_repeat
 from acl_paper.patches import (Patches, Split, fit_scaler, make_split, test_patch_starts as
                                patch_starts_for_test, training_patch_starts)
 from acl_paper.losses import AngularContrastiveLoss, angular_margin_loss

@@ -72,7 +72,7 @@ def test_run_folder(finished, repository):
     assert set(finished.first) == FILES
     assert all(len(content) > 100 for content in finished.first.values())
     new = {name for name in finished.new if not name.startswith(str(finished.folder.relative_to(repository)))}
-    assert {re.sub(r"[0-9a-f]{8}\.h5", "*.h5", name) for name in new} == {"out.ipynb", "data/features/mini/*.h5", "data/features/mini/*.h5.lock"}
+    assert {re.sub(r"[0-9a-f]{8}\.h5", "*.h5", name) for name in new} == {"out.ipynb", "data/features/mini/*.h5", "data/features/mini/*.h5.lock", "runs/mini/noisy_small/alpha=0.3/.seed=3.lock"}
 
 
 def test_effective_parameters_are_those_asked_for(finished):

@@ -187,7 +187,7 @@ def test_2_a_killed_driver_is_noticed_and_the_rest_is_finished(project):
     assert orphans and all(p.is_running() for p in orphans), "the cell should have outlived its driver"
     for p in orphans: p.suspend()
     driver = start(project, **GRID, jobs=2)
-    wait_for(lambda: "waiting for a process of an earlier call" in text_of(project / SECOND / "train.log"), "the two to meet in one cell")
+    wait_for(lambda: "waiting: this notebook is run by another process" in text_of(project / SECOND / "train.log"), "the two to meet in one cell")
     for p in orphans: p.resume()
     error = driver.communicate(timeout=300)[1]
     assert driver.returncode == 0, error
@@ -202,7 +202,7 @@ def test_2_a_killed_driver_is_noticed_and_the_rest_is_finished(project):
 def test_3_what_is_done_stays_done_until_something_that_matters_changes(project):
     assert "Nothing to be done" in planned(project, **GRID)
     notebook = nbformat.read(project / "nbs" / "train.ipynb", 4)
-    notebook.cells[1].source += "\n\nAnother sentence."
+    notebook.cells[0].source += "\n\nAnother sentence."
     notebook.metadata["edited"] = True
     nbformat.write(notebook, project / "nbs" / "train.ipynb")
     losses = project / "acl_paper" / "losses.py"
