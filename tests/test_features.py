@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from helpers import command, environment, make_data_set, run, write_tables
+from helpers import PEAK_BYTES, command, environment, make_data_set, run, write_tables
 
 from acl_paper.data import audio_path, load_clips
 from acl_paper.audio import read_audio
@@ -206,12 +206,11 @@ def test_two_processes_make_one_store(clips_300, tmp_path):
     assert same_store(open_feature_store(store_path(tmp_path / "f")), undisturbed)
 
 
-MEASURE = """
-import json, resource, sys
+MEASURE = PEAK_BYTES + """
+import json
 from acl_paper.features import extract_features
 store = extract_features(sys.argv[1], sys.argv[2], n_jobs=2, report_every_s=None)
-unit = 1 if sys.platform == "darwin" else 1024
-print(json.dumps([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, store.frames.nbytes / 1e6]))
+print(json.dumps([peak_bytes() / 1e6, store.frames.nbytes / 1e6]))
 """
 
 

@@ -116,6 +116,13 @@ def all_statement_lines(path):
     return range(0)
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_links_to_notebooks_lead_to_one(path):
+    text = "".join(source(cell) for cell in cells(path, "markdown"))
+    missing = [link for link in re.findall(r"\]\(([^)#:]+\.ipynb)", text) if not (path.parent / link).is_file()]
+    assert missing == []
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_ruff_finds_nothing(module):
     """pycodestyle, pyflakes and the order of imports, by docs/ruff.toml."""

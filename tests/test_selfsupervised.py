@@ -18,7 +18,6 @@ import torch
 from helpers import REAL_MINI, REFERENCE, ROOT, SHARED, command, environment, run
 from nbformat import read
 
-from acl_paper.console import DatasetError
 from acl_paper.download import download_files, published_sums
 from acl_paper.networks import PUBLISHED_WEIGHTS, load_published_encoder, untrained_head
 from acl_paper.mini import make_mini
