@@ -6,24 +6,33 @@
 # make results     the table and the figures of the runs that are there (PART=selfsupervised: of the probes)
 # make docs        the site, in _build/html
 # make notebooks   run the notebooks again and keep their outputs     make readme   README.md from nbs/index.ipynb
-# Each works on a bare clone: the environment is made on first use.
+# make test-installs     fresh environments of every Python that settings.ini names: pinned, lowest and newest versions (ONLY="3.13 and lowest": some)
+# Each works on a bare clone: the environment is made on first use, with what is run and no more; make setup brings all of it.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(abspath $(VENV))/bin
 READY  := $(VENV)/.ready
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e
 
 ALPHA  ?= 0.5
 SUBSET ?= clean
 SEED   ?= 0
 DEMO   := runs/mini/$(SUBSET)/alpha=$(ALPHA)/seed=$(SEED)
 
-.PHONY: setup demo test test-notebooks reproduce results docs notebooks readme clean
-setup: $(READY)
+.PHONY: setup demo test test-notebooks test-installs reproduce results docs notebooks readme clean
+setup: $(READY)-dev
 
 $(READY): constraints.txt settings.ini setup.py
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(INSTALL) .
+	touch $@
+
+# The same environment with an extra of setup.py. --no-compile: the demo imports a small part of what is installed, and Python compiles that itself.
+# The tests start hundreds of processes that leave no bytecode: for them all of it is compiled here (one file of torch is for a newer Python).
+$(READY)-%: $(READY)
+	$(INSTALL) '.[$*]'
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	touch $@
 
 demo: $(READY)
@@ -31,11 +40,14 @@ demo: $(READY)
 	PATH="$(BIN):$$PATH" papermill nbs/train.ipynb '$(DEMO)/train.ipynb' -k python3 --no-progress-bar --log-level WARNING --stdout-file /dev/stdout \
 	  -r dataset mini -p alpha $(ALPHA) -p subset $(SUBSET) -p seed $(SEED)
 
-test: $(READY)
+test: $(READY)-test
 	PATH="$(BIN):$$PATH" python -m pytest tests -ra
 
-test-notebooks: $(READY)
+test-notebooks: $(READY)-test
 	PATH="$(BIN):$$PATH" python -m pytest tests/check_notebooks.py -ra
+
+test-installs: $(READY)-test
+	PATH="$(BIN):$$PATH" python -m pytest tests/check_installs.py -ra $(if $(ONLY),-k '$(ONLY)')
 
 # DATA=folder ALPHAS="1 0.5" SUBSETS="clean noisy_small" SEEDS="0 1" EPOCHS=40 JOBS=2 THREADS=1 GPUS=1 CELLS_PER_GPU=4 PROFILE=profiles/slurm
 # PART=selfsupervised: also TEMPERATURES="0.2 0.3" LINEAR_EPOCHS=200 FINETUNE_EPOCHS=20, no SUBSETS
@@ -43,7 +55,7 @@ RUNS    ?= runs
 FIGURES ?= figures
 option   = $(if $($(2)),--$(1) '$($(2))')
 
-reproduce: $(READY)
+reproduce: $(READY)-workflow
 	PATH="$(BIN):$$PATH" acl_reproduce --runs '$(RUNS)' --figures '$(FIGURES)' $(call option,features,FEATURES) $(call option,data,DATA) $(call option,dataset,DATASET) \
 	  $(call option,part,PART) $(call option,alphas,ALPHAS) $(call option,subsets,SUBSETS) $(call option,temperatures,TEMPERATURES) $(call option,seeds,SEEDS) \
 	  $(call option,epochs,EPOCHS) $(call option,linear_epochs,LINEAR_EPOCHS) $(call option,finetune_epochs,FINETUNE_EPOCHS) \
@@ -56,10 +68,10 @@ results: $(READY)
 	PATH="$(BIN):$$PATH" papermill nbs/$(RESULTS).ipynb '$(FIGURES)/$(or $(DATASET),mini)/$(RESULTS).ipynb' -k python3 --no-progress-bar --log-level WARNING \
 	  --stdout-file /dev/stdout -r dataset '$(or $(DATASET),mini)' -r runs_dir '$(RUNS)' -r figures_dir '$(FIGURES)'
 
-docs: $(READY)
+docs: $(READY)-docs
 	$(BIN)/python docs/build.py
 
-notebooks: $(READY)
+notebooks: $(READY)-test
 	$(BIN)/python docs/refresh_notebooks.py
 
 readme: $(READY)

@@ -6,54 +6,68 @@
 #
 # What these rules know is explained in nbs/21_workflow.ipynb. Outputs of a failed job are deleted and logs are kept:
 # so metrics.json, written last, is a cell's only output, and the executed notebook is a log.
-import shlex
+# In shell text every path stands as {...:q}, which quotes it: folders may have any name.
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from acl_paper.workflow import code_digest, differences, hold_driver_lock, last_error, plan_parts, unfinished
+from acl_paper.workflow import FOLDERS, code_digest, differences, hold_driver_lock, linked, plan_parts, unfinished
 
 try:
-    TABLES = plan_parts(config)
-except ValueError as error:
-    raise WorkflowError(error)
+    PLANNED = plan_parts(config)
+except (OSError, ValueError) as error:
+    raise WorkflowError(str(error))
 
-ONE = next(iter(TABLES.values()))  # data set and folders are the same for all
+TABLES = {part: replace(table, **{name: linked(getattr(table, name)) for name in FOLDERS}) for part, table in PLANNED.items()}
+ONE = next(iter(PLANNED.values()))  # data set and folders are the same for all
 WANTED = {folder: wanted for table in TABLES.values() for folder, wanted in table.wanted.items()}
-RUNS_OF_DATA, FIGURES_OF_DATA = (f"{folder}/{ONE.data.name}" for folder in (ONE.runs, ONE.figures))
-GPUS = str(config.get("gpus", "")).split()
-BIN = shlex.quote(str(Path(sys.executable).parent))
-PAPERMILL = f"{BIN}/papermill --engine acl -k python3 --cwd . --no-progress-bar --log-output --start-timeout 300"
-NAME, ROOT, RUNS, FIGURES, FEATURES = map(shlex.quote, (ONE.data.name, ONE.data.root, ONE.runs, ONE.figures, ONE.features))
+RUNS_OF_DATA, FIGURES_OF_DATA = (f"{linked(folder)}/{ONE.data.name}" for folder in (ONE.runs, ONE.figures))
+GPUS = config.get("gpus", [])
 LARGE = ONE.data.name == "FSDnoisy18k"
-RESULTS = []  # of each part, what its last notebook makes
+FEATURE_LOGS, RESULT_LOGS = {}, {}  # by what is made before the cells, and after them: its log
 
+DONE = {folder: differences(folder, wanted) for folder, wanted in WANTED.items()}
+OUTDATED = Path(".snakemake/outdated")  # newer than any run that was made with other parameters, so that it is made again
+for folder, different in DONE.items():
+    if different:
+        OUTDATED.parent.mkdir(exist_ok=True)
+        OUTDATED.write_text(str(time.time_ns()))
+        print(f"{folder} is made again: {'; '.join(different)}", file=sys.stderr)
 
-def results_of(part, csv):
-    "The table of a part, which all of its runs are for."
-    RESULTS.append(f"{FIGURES_OF_DATA}/{csv}")
-    return RESULTS[-1]
+NAME, ROOT, RUNS, FIGURES, FEATURES, PYTHON = ONE.data.name, ONE.data.root, ONE.runs, ONE.figures, ONE.features, sys.executable
+PAPERMILL = "{PYTHON:q} -m papermill --engine acl -k python3 --cwd . --no-progress-bar --log-output --start-timeout 300 -r dataset {NAME:q}"
 
 
 def stamp(table):
     "Says of which audio the features of a table are, once they are there."
+    FEATURE_LOGS[f"{table.store}.made"] = f"{table.store}.log"
     return f"{table.store}.made"
+
+
+def results_of(csv, log):
+    "The table of a part, which all of its runs are for."
+    RESULT_LOGS[f"{FIGURES_OF_DATA}/{csv}"] = f"{RUNS_OF_DATA}/{log}"
+    return f"{FIGURES_OF_DATA}/{csv}"
 
 
 def inputs(pattern, table):
     "A run waits for the features unless it is done; one that was made with other parameters is made again."
     def of(wildcards):
-        folder = pattern.format(**dict(wildcards.items()))
-        done = differences(folder, WANTED[folder])
-        if done is None: return {"features": ancient(stamp(table))}
-        return {"outdated": f"{folder}/outdated"} if done else {}
+        done = DONE[pattern.format(**dict(wildcards.items()))]
+        if done == []: return {}
+        return {"features": stamp(table)} | ({"outdated": str(OUTDATED)} if done else {})
     return of
 
 
-def features_of(table):
+def features_of(pattern, table):
     "What a run depends on besides its code: when this changes, it is made again."
-    return f"{table.store.rsplit('/', 1)[1]} of {table.data.source}"
+    def of(wildcards):
+        data = WANTED[pattern.format(**dict(wildcards.items()))]["data"]
+        return f"{Path(table.store).name} of {table.data.source}, table {data.get('table')}"
+    return of
 
 
 def gpu(pattern):
@@ -64,20 +78,26 @@ def gpu(pattern):
     return {**{f"gpu{i}": lambda wildcards, i=i: int(of(wildcards) == i) for i in range(len(GPUS))}, "card": lambda wildcards: GPUS[of(wildcards)]}
 
 
+def make_features(part):
+    "The shell text of the features of a part."
+    program = "import sys; from acl_paper.workflow import make_features; make_features(*sys.argv[1:])"
+    return f"{{PYTHON:q}} -c '{program}' {part} {{NAME:q}} {{ROOT:q}} {{FEATURES:q}} {{threads}} > {{log:q}} 2>&1 && printf '%s\\n' {{params.source:q}} > {{output:q}}"
+
+
 def run_notebook(settings):
     "The shell text of a run: a new log, its threads, its card, its notebook with what all notebooks are told and its own settings."
     return (
-        ": > {log.text}\nexport OMP_NUM_THREADS={threads} MPLBACKEND=agg\n"
-        + ("export CUDA_VISIBLE_DEVICES={resources.card}\n" if GPUS else "")
-        + f"{PAPERMILL} {{input.notebook}} {{log.notebook}} -r dataset {NAME} -r data_dir {ROOT} -r runs_dir {RUNS} -r features_dir {FEATURES}"
-        f" {settings} >> {{log.text}} 2>&1"
+        ": > {log.text:q}\nexport OMP_NUM_THREADS={threads} MPLBACKEND=agg\n"
+        + ("export CUDA_VISIBLE_DEVICES={resources.card:q}\n" if GPUS else "")
+        + f"{PAPERMILL} -r data_dir {{ROOT:q}} -r runs_dir {{RUNS:q}} -r features_dir {{FEATURES:q}} {settings}"
+        + " {input.notebook:q} {log.notebook:q} >> {log.text:q} 2>&1"
     )
 
 
 def resumable(run):
     "The shell text of a run, whose checkpoint is resumed only by the code, on the data and for the number of epochs it was made with."
     return (
-        "folder=$(dirname {log.text}) made_with='{params.code}, {params.epochs} epochs, {params.features}'\n"
+        "folder=$(dirname {log.text:q}) made_with='{params.code}, {params.epochs} epochs, {params.features}'\n"
         '[ "$(cat "$folder/checkpoint.of" 2> /dev/null)" = "$made_with" ] || rm -f "$folder/checkpoint.pt"\n'
         'printf %s "$made_with" > "$folder/checkpoint.of"\n'
         + run
@@ -86,36 +106,29 @@ def resumable(run):
 
 def collect_notebook():
     "The shell text of a notebook of results."
-    return f"MPLBACKEND=agg {PAPERMILL} {{input.notebook}} {{log.notebook}} -r dataset {NAME} -r runs_dir {RUNS} -r figures_dir {FIGURES} > {{log.text}} 2>&1"
+    return f"MPLBACKEND=agg {PAPERMILL} -r runs_dir {{RUNS:q}} -r figures_dir {{FIGURES:q}} {{input.notebook:q}} {{log.notebook:q}} > {{log.text:q}} 2>&1"
 
 
 wildcard_constraints:
     subset="[a-z_]+",
     alpha=r"[0-9.e-]+",
     temperature=r"[0-9.e-]+",
-    probe="[a-z]+-[a-z]+",
+    task="[a-z]+",
     seed="[0-9]+",
 
 
-localrules: all, outdated
+localrules: all
 
 
 rule all:
     input:
-        [results_of(part, csv) for part, csv in (("supervised", "results.csv"), ("selfsupervised", "selfsupervised.csv")) if part in TABLES],
+        [results_of(f"{name}.csv", f"{log}.log") for part, name, log in (("supervised", "results", "results"), ("selfsupervised", "selfsupervised", "results_selfsupervised")) if part in TABLES],
         [f"{folder}/metrics.json" for folder in WANTED],
-
-
-rule outdated:
-    output: temp("{folder}/outdated")
-    params: why=lambda wildcards: "; ".join(differences(wildcards.folder, WANTED[wildcards.folder]) or [])
-    message: "{wildcards.folder} is made again: {params.why}"
-    shell: "printf '%s\\n' {params.why:q} > {output}"
 
 
 if "supervised" in TABLES:
     TABLE = TABLES["supervised"]
-    CELL = TABLE.folder("{subset}", "{alpha}", "{seed}")
+    CELL = TABLE.folder(subset="{subset}", alpha="{alpha}", seed="{seed}")
 
     rule features:
         output: stamp(TABLE)
@@ -123,9 +136,7 @@ if "supervised" in TABLES:
         params: source=TABLE.data.source
         threads: 8
         resources: mem_mb=6_000
-        shell:
-            f"{BIN}/acl_features --dataset {NAME} --data_dir {ROOT} --features_dir {FEATURES}"
-            " --jobs {threads} > {log} 2>&1 && printf '%s\\n' {params.source:q} > {output}"
+        shell: make_features("supervised")
 
     rule train:
         input:
@@ -138,8 +149,8 @@ if "supervised" in TABLES:
         params:
             code=code_digest("nbs/train.ipynb"),
             epochs=TABLE.epochs,
-            features=features_of(TABLE),
-        threads: int(config.get("threads", 1))
+            features=features_of(CELL, TABLE),
+        threads: config.get("threads", 1)
         resources:  # megabytes: the patches are held once, for a moment twice
             mem_mb=lambda wildcards, attempt: attempt * (12_000 if LARGE and wildcards.subset in ("all", "noisy") else 4_000 if LARGE else 2_000),
             **gpu(CELL),
@@ -160,8 +171,8 @@ if "supervised" in TABLES:
 
 if "selfsupervised" in TABLES:
     ENCODERS = TABLES["selfsupervised"]
-    ENCODER = ENCODERS.folder("{alpha}", "{temperature}", "{seed}")
-    PROBE = ENCODERS.folder("{alpha}", "{temperature}", "{seed}", "{probe}")
+    NUMBERS = dict(alpha="{alpha}", temperature="{temperature}", seed="{seed}")
+    ENCODER, PROBE = ENCODERS.folder(**NUMBERS), ENCODERS.folder("{task}", "{subset}", **NUMBERS)
     ENCODER_SETTINGS = "-p alpha {wildcards.alpha} -p temperature {wildcards.temperature} -p seed {wildcards.seed}"
 
     rule ssl_features:
@@ -170,9 +181,7 @@ if "selfsupervised" in TABLES:
         params: source=ENCODERS.data.source
         threads: 8
         resources: mem_mb=6_000
-        shell:
-            f"{BIN}/python -c 'import sys; from acl_paper.workflow import encoder_features; encoder_features(*sys.argv[1:])' {NAME} {ROOT} {FEATURES}"
-            " {threads} > {log} 2>&1 && printf '%s\\n' {params.source:q} > {output}"
+        shell: make_features("selfsupervised")
 
     rule pretrain:
         input:
@@ -185,8 +194,8 @@ if "selfsupervised" in TABLES:
         params:
             code=code_digest("nbs/pretrain.ipynb"),
             epochs=ENCODERS.epochs,
-            features=features_of(ENCODERS),
-        threads: int(config.get("threads", 1))
+            features=features_of(ENCODER, ENCODERS),
+        threads: config.get("threads", 1)
         resources:  # megabytes: the frames are held once, and for a moment twice in float64
             mem_mb=lambda wildcards, attempt: attempt * (32_000 if LARGE else 2_000),
             **gpu(ENCODER),
@@ -203,17 +212,17 @@ if "selfsupervised" in TABLES:
             notebook=f"{PROBE}/probe.ipynb",
         params:
             code=code_digest("nbs/probe.ipynb"),
-            task=lambda wildcards: wildcards.probe.replace("-", " -p subset "),
-            epochs=lambda wildcards: ENCODERS.probe_epochs(wildcards.probe),
+            epochs=lambda wildcards: getattr(ENCODERS, f"{wildcards.task}_epochs"),
             untrained=lambda wildcards: float(wildcards.alpha) == 1,  # the same first weights whatever alpha is: asked once
-            features=features_of(ENCODERS),
-        threads: int(config.get("threads", 1))
+            features=features_of(PROBE, ENCODERS),
+        threads: config.get("threads", 1)
         resources:
             mem_mb=lambda wildcards, attempt: attempt * (32_000 if LARGE else 2_000),
             **gpu(PROBE),
         shell:
             run_notebook(
-                f"{ENCODER_SETTINGS} -p probe_seed {{wildcards.seed}} -p task {{params.task}} -p epochs {{params.epochs}} -p compare_untrained {{params.untrained}}"
+                f"{ENCODER_SETTINGS} -p probe_seed {{wildcards.seed}} -p task {{wildcards.task}} -p subset {{wildcards.subset}}"
+                " -p epochs {params.epochs} -p compare_untrained {params.untrained}"
             )
 
     rule ssl_results:
@@ -229,15 +238,27 @@ if "selfsupervised" in TABLES:
         shell: collect_notebook()
 
 
+def closing(stopped=False):
+    "What is not there, or that all is."
+    left = unfinished(WANTED, FEATURE_LOGS, RESULT_LOGS)
+    if not left:
+        return f"done: {', '.join(RESULT_LOGS)}, {len(WANTED)} cells on {ONE.data.name} in {ONE.runs}/"
+    if stopped:
+        n_done = sum(differences(folder, wanted) == [] for folder, wanted in WANTED.items())
+        return f"stopped: {n_done} of {len(WANTED)} cells are done; the same command resumes"
+    return f"{left}\nEach folder keeps its log and, as far as it came, the executed notebook.\nThe same command resumes; `make results` makes the table of the cells that are done."
+
+
 onstart:
-    driver_lock = hold_driver_lock()  # until this process ends, however it ends
+    hold_driver_lock()  # until this process ends, however it ends
+    for folder in (ONE.runs, ONE.figures, ONE.features):
+        Path(folder).mkdir(parents=True, exist_ok=True)
 
 
 onsuccess:
-    print(f"done: {', '.join(RESULTS)}, {len(WANTED)} cells on {ONE.data.name} in {ONE.runs}/", file=sys.stderr)
+    print(closing(), file=sys.stderr)
 
 
 onerror:
-    logs = [log for log in (f"{RUNS_OF_DATA}/{name}.log" for name in ("results", "results_selfsupervised")) if Path(log).is_file()]
-    told = "; ".join(f"{last_error(log)} (all of it in {log})" for log in logs)
-    print(unfinished(WANTED) or f"all cells are done, the results failed: {told}", file=sys.stderr)
+    by_user = any("on user request" in Path(file).read_text(errors="replace") for file in log)  # Ctrl-C
+    print(closing(by_user), file=sys.stderr)

@@ -10,6 +10,21 @@ parser.read(here / "settings.ini", encoding="utf-8")
 cfg = parser["DEFAULT"]
 readme = here / "README.md"
 
+
+def requirements(*names):
+    """Those of settings.ini by the names before `_requirements`."""
+    return [each for name in names for each in cfg[f"{name}_requirements"].split()]
+
+
+extras = {
+    "demo": [],  # a plain install is enough
+    "workflow": requirements("workflow"),
+    "slurm": requirements("workflow", "slurm"),
+    "docs": requirements("nbdev", "docs"),
+    "test": requirements("nbdev", "docs", "workflow", "test"),
+    "dev": requirements("nbdev", "docs", "workflow", "test", "slurm"),
+}
+
 setup(
     name=cfg["lib_name"],
     version=cfg["version"],
@@ -20,11 +35,12 @@ setup(
     author_email=cfg["author_email"],
     license="Apache-2.0",
     keywords=cfg["keywords"].split(),
+    classifiers=[f"Programming Language :: Python :: {version}" for version in cfg["pythons"].split()],
     packages=find_packages(include=["acl_paper", "acl_paper.*"]),
     package_data={"acl_paper": ["*.mplstyle", "published/*"]},
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split(), "slurm": cfg["slurm_requirements"].split()},
+    extras_require=extras,
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"],

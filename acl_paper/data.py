@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['SUBSETS', 'AUDIO_FOLDERS', 'CLIP_TABLES', 'WAYS_IN', 'OWN_COLUMNS', 'AUDIO_SUFFIXES', 'TEST_SHARE', 'TEST_SEED',
-           'COLUMNS', 'DEFAULT_FOLDER', 'FSDNOISY18K_COUNTS', 'GENERATED', 'load_clips', 'class_names', 'audio_path',
-           'missing_audio', 'subset_names', 'select_subset', 'dataset_summary', 'split_clips', 'is_fsdnoisy18k',
-           'find_fsdnoisy18k', 'read_description', 'DatasetLocation', 'locate_dataset']
+           'COLUMNS', 'DEFAULT_FOLDER', 'FSDNOISY18K_COUNTS', 'GENERATED', 'one_spelling', 'load_clips', 'class_names',
+           'audio_path', 'missing_audio', 'subset_names', 'select_subset', 'dataset_summary', 'table_fingerprint',
+           'split_clips', 'is_fsdnoisy18k', 'find_fsdnoisy18k', 'read_description', 'DatasetLocation', 'locate_dataset']
 
 # %% ../nbs/05_data.ipynb #cbf0003a
+import functools
+import hashlib
 import json
 import math
 import os
 import re
+import unicodedata
 import warnings
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -29,6 +32,7 @@ from acl_paper.console import (
     project_root,
     read_columns,
     some_names,
+    user_path,
     warn_once,
 )
 
@@ -64,6 +68,11 @@ def _layout_error(root: Path, problem: str) -> DatasetError:
         lines.append(f"A download seems unfinished; resume it: acl_download --dest {root}")
     return DatasetError("\n".join(lines))
 
+# %% ../nbs/05_data.ipynb #830a2edf
+def one_spelling(text: str) -> str:
+    "A text with every accented letter as one character, ü and not u with two dots (Unicode's form NFC)."
+    return unicodedata.normalize("NFC", text)
+
 # %% ../nbs/05_data.ipynb #86a4666d
 def _clip_paths(column: pd.Series, path: Path) -> pd.Series:
     "Paths of clips from a folder on, each of them once and none leading out of that folder."
@@ -71,9 +80,10 @@ def _clip_paths(column: pd.Series, path: Path) -> pd.Series:
     for line, name in names.items():
         if name.startswith("/") or name[1:2] == ":" or ".." in name.split("/"):
             raise DatasetError(f"{path}: line {line} has {name!r}, which leads out of the data set's folder. "
-                               "Write the path from that folder on, and copy or link the file into it.")
+                               "Write the path from that folder on and copy the file into it, or link it and "
+                               "name the link's target in the environment variable ACL_LINKS.")
     names = names.map(lambda name: PurePosixPath(name).as_posix())  # ./1.wav is 1.wav
-    twice = names.index[names.duplicated()]
+    twice = names.index[names.map(one_spelling).duplicated()]
     if len(twice):
         raise DatasetError(f"{path} lists {len(twice)} clips more than once: {some_names(names[twice])}. "
                            f"The first of them is in line {twice[0]}; keep one line per clip.")
@@ -113,11 +123,22 @@ def _read_own_table(path: Path) -> pd.DataFrame:
     for name in table.columns.drop("label"):
         table[name] = table[name].str.strip()
     table["path"] = _clip_paths(table["path"], path)
+    if "subset" in table:
+        _check_subset_names(table, path)
     if "split" in table:
         _checked(table["split"], ("train", "test"), path)
     if "verified" in table:
         table["manually_verified"] = _checked(table["verified"], ("0", "1"), path) == "1"
     return table.assign(fname=table["path"])
+
+
+def _check_subset_names(table: pd.DataFrame, path: Path) -> None:
+    "Refuse names of subsets that the other columns make."
+    made = {"all", "test"} | ({"clean", "noisy"} if "verified" in table else set())
+    for line, names in table["subset"].items():
+        for name in made & set(names.split()):
+            raise DatasetError(f"{path}: line {line} has the subset {name!r}, which is made from the other "
+                               "columns. Give it another name.")
 
 # %% ../nbs/05_data.ipynb #b1cbb08e
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff")
@@ -196,10 +217,11 @@ def load_clips(root: str | Path) -> pd.DataFrame:
     -------
     pandas.DataFrame
         One row per clip, in the order of the tables (train before test) or of the paths; the index is the
-        clip number. ``path`` (from `root` on), ``fname`` (the file's name in FSDnoisy18k's layout, else the
-        path), ``label``, ``label_id`` (int64, its place among all labels in sorted order) and ``split``
-        ("train" or "test"); where known, ``manually_verified`` (bool), ``subset``, ``fold``, ``group``; in
-        FSDnoisy18k's layout, whose test clips count as verified, ``aso_id`` and ``noisy_small`` (bool).
+        clip number. ``path`` (from `root` on, as the disk spells it), ``fname`` (the file's name in
+        FSDnoisy18k's layout, else the path), ``label``, ``label_id`` (int64, its place among all labels in
+        sorted order) and ``split`` ("train" or "test"); where known, ``manually_verified`` (bool),
+        ``subset``, ``fold``, ``group``; in FSDnoisy18k's layout, whose test clips count as verified,
+        ``aso_id`` and ``noisy_small`` (bool).
 
     Raises
     ------
@@ -216,16 +238,20 @@ def load_clips(root: str | Path) -> pd.DataFrame:
         clips = _read_fsdnoisy18k(root)
     else:
         clips = _read_class_folders(root)
-    clips = _complete(clips.reset_index(drop=True), root)
+    clips = _with_names_on_disk(_complete(clips.reset_index(drop=True), root), root)
     return clips[[name for name in COLUMNS if name in clips]]
 
 # %% ../nbs/05_data.ipynb #81391531
 def _complete(clips: pd.DataFrame, root: Path) -> pd.DataFrame:
-    "Labels without blanks around them, test clips, and class numbers."
+    "Labels in one spelling and without blanks around them, test clips, and class numbers."
     labels = clips["label"].str.strip()
     padded = clips["label"][labels != clips["label"]].unique()
     if len(padded):
         warn_once(f"{root}: blanks around labels are left out: {some_names(map(repr, padded))}.")
+    labels = labels.map(one_spelling)
+    no_text = [label for label in labels.unique() if re.search("[\ud800-\udfff]", label)]
+    if no_text:
+        raise DatasetError(f"{root}: rename labels that are not text in UTF-8: {some_names(no_text)}.")
     clips = clips.assign(label=labels)
     if "split" not in clips or "test" not in set(clips["split"]):
         clips["split"] = _draw_test(clips, root)
@@ -235,6 +261,26 @@ def _complete(clips: pd.DataFrame, root: Path) -> pd.DataFrame:
         raise DatasetError(f"{root} has test labels that no training clip has: {some_names(unknown)}.")
     numbers = {name: i for i, name in enumerate(class_names(clips))}
     return clips.assign(label_id=labels.map(numbers).astype("int64"))
+
+# %% ../nbs/05_data.ipynb #0ee30584
+def _with_names_on_disk(clips: pd.DataFrame, root: Path) -> pd.DataFrame:
+    "The clips with their paths as the disk spells them; a path that is not there in any spelling stays."
+    @functools.cache
+    def spelled(folder: Path) -> dict[str, str]:
+        names = [path.name for path in folder.glob("*")]  # none where there is none, or it may not be read
+        return {one_spelling(name): name for name in names}
+
+    def on_disk(path: str) -> str:
+        if path.isascii() or os.path.exists(root / path):
+            return path
+        found = Path()
+        for part in path.split("/"):
+            found /= spelled(root / found).get(one_spelling(part), part)
+        return found.as_posix()
+
+    paths = clips["path"].map(on_disk)
+    names = clips["fname"].where(clips["fname"] != clips["path"], paths)
+    return clips.assign(path=paths, fname=names)
 
 # %% ../nbs/05_data.ipynb #17b124b4
 def class_names(clips: pd.DataFrame) -> list[str]:
@@ -319,6 +365,32 @@ def dataset_summary(clips: pd.DataFrame) -> pd.DataFrame:
     "Clips per class (rows) in each subset and in ``test`` (columns)."
     counts = {name: clips[rows].groupby("label").size() for name, rows in _parts(clips).items()}
     return pd.DataFrame(counts, index=class_names(clips)).fillna(0).astype(int).rename_axis("label")
+
+# %% ../nbs/05_data.ipynb #930cd97e
+def table_fingerprint(clips: pd.DataFrame, subset: str = "all") -> str:
+    """Thirty-two hexadecimal digits that change when a result on a subset may, by what the table says.
+
+    Parameters
+    ----------
+    clips : pandas.DataFrame
+        The table made by `load_clips`.
+    subset : str, default "all"
+        The subset that is trained on, one of `subset_names`. The test clips are always part of it.
+
+    Returns
+    -------
+    str
+        Of the clips' names, labels, splits and verified flags, row by row, and of all class names.
+
+    See Also
+    --------
+    acl_paper.audio.source_fingerprint : The same of the audio.
+    """
+    used = pd.concat([select_subset(clips, subset), clips[clips["split"] == "test"]])
+    columns = [name for name in ("fname", "label", "split", "manually_verified") if name in used]
+    rows = used[columns].assign(fname=used["fname"].map(one_spelling)).values.tolist()
+    text = json.dumps([class_names(clips), columns, rows])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 # %% ../nbs/05_data.ipynb #8f5e6bc5
 def _obstacle(labels: pd.Series, n_validation: int) -> str:
@@ -433,10 +505,10 @@ def find_fsdnoisy18k(data_dir: str | Path | None = None) -> Path | None:
     """
     places = {"data_dir": data_dir, "The environment variable ACL_DATA": os.environ.get("ACL_DATA")}
     for name, value in places.items():
-        if value and not Path(value).expanduser().is_dir():
+        if value and not user_path(value).is_dir():
             raise DatasetError(f"{name} is {value}, which is not a folder.")
         if value:
-            return Path(value).expanduser()
+            return user_path(value)
     folder = project_root() / DEFAULT_FOLDER
     return folder if folder.is_dir() else None
 
@@ -546,6 +618,6 @@ def locate_dataset(dataset: str = "auto", data_dir: str | Path | None = None) ->
 # %% ../nbs/05_data.ipynb #c6e00623
 def _locate_generated(name: str, data_dir: str | Path | None) -> DatasetLocation:
     "A set of `GENERATED`, in `data_dir` or in the project's ``data`` folder; made now where it is not there."
-    root = Path(data_dir).expanduser() if data_dir else project_root() / "data" / name
+    root = user_path(data_dir) if data_dir else project_root() / "data" / name
     load_object(GENERATED[name])(root)
     return DatasetLocation(_name_of(root, name), root, True)

@@ -15,21 +15,22 @@ import torch
 from fastcore.script import Param
 
 # %% ../nbs/20_inference.ipynb #6f218e0d
+from .audio import AudioError, read_audio
 from .console import command
 from .evaluation import ClipOutputs, clip_outputs, outputs_of
-from .features import AudioError, clip_log_mel, read_audio
+from .log_mel import clip_log_mel
 from .patches import Patches, test_patch_starts
-from .runs import load_trained
-from .training import TrainedModel
+from .runs import load_run
+from .training import Run
 
 # %% ../nbs/20_inference.ipynb #b768fd91
-def audio_patches(trained: TrainedModel, path: str | Path) -> Patches:
+def audio_patches(trained: Run, path: str | Path) -> Patches:
     """The test patches of one audio file, made as the model's own features were.
 
     Parameters
     ----------
-    trained : TrainedModel
-        From `fit` or `load_trained`.
+    trained : Run
+        From `fit` or `load_run`.
     path : str or Path
         Any file `read_audio` reads.
 
@@ -45,24 +46,24 @@ def audio_patches(trained: TrainedModel, path: str | Path) -> Patches:
     """
     samples, _ = read_audio(path, trained.features.sample_rate)
     frames = trained.scaler(clip_log_mel(samples, trained.features))
-    starts = torch.from_numpy(test_patch_starts(len(frames), trained.config.patch_frames))
+    starts = torch.from_numpy(test_patch_starts(len(frames), trained.patch_frames))
     unused = torch.zeros_like(starts)
-    return Patches(torch.from_numpy(frames), starts, unused, unused.clone(), trained.config.patch_frames)
+    return Patches(torch.from_numpy(frames), starts, unused, unused.clone(), trained.patch_frames)
 
 
-def hear(trained: TrainedModel, path: str | Path) -> ClipOutputs:
+def hear(trained: Run, path: str | Path) -> ClipOutputs:
     "What the model says of one audio file; the labels are meaningless."
     patches = audio_patches(trained, path)
-    return clip_outputs(*outputs_of(trained.model, patches), patches)
+    return clip_outputs(*outputs_of(trained.network, patches), patches)
 
 # %% ../nbs/20_inference.ipynb #b162769d
-def predict_files(trained: TrainedModel, paths: list[str | Path]) -> pd.DataFrame:
+def predict_files(trained: Run, paths: list[str | Path]) -> pd.DataFrame:
     """Class probabilities of audio files.
 
     Parameters
     ----------
-    trained : TrainedModel
-        From `fit` or `load_trained`.
+    trained : Run
+        From `fit` or `load_run`.
     paths : list of (str or Path)
         Any files `read_audio` reads.
 
@@ -83,7 +84,7 @@ def predict_files(trained: TrainedModel, paths: list[str | Path]) -> pd.DataFram
     return pd.concat([table, pd.DataFrame(probabilities, columns=trained.classes)], axis=1)
 
 
-def embed_files(trained: TrainedModel, paths: list[str | Path]) -> np.ndarray:
+def embed_files(trained: Run, paths: list[str | Path]) -> np.ndarray:
     """Embeddings (K, D) of audio files.
 
     Mean over patches of what the angular loss arranges, each normalised.
@@ -91,13 +92,13 @@ def embed_files(trained: TrainedModel, paths: list[str | Path]) -> np.ndarray:
     return np.concatenate([hear(trained, path).embeddings.numpy() for path in paths])
 
 # %% ../nbs/20_inference.ipynb #89ba67bb
-def timeline(trained: TrainedModel, path: str | Path, *, hop_s: float = 1.0) -> pd.DataFrame:
+def timeline(trained: Run, path: str | Path, *, hop_s: float = 1.0) -> pd.DataFrame:
     """Class probabilities along a recording.
 
     Parameters
     ----------
-    trained : TrainedModel
-        From `fit` or `load_trained`.
+    trained : Run
+        From `fit` or `load_run`.
     path : str or Path
         Any file `read_audio` reads.
     hop_s : float
@@ -115,7 +116,7 @@ def timeline(trained: TrainedModel, path: str | Path, *, hop_s: float = 1.0) -> 
     patches.starts = torch.arange(0, last + 1, hop)
     starts = patches.starts
     patches = Patches(patches.frames, starts, starts, starts, patches.patch_frames)
-    logits = outputs_of(trained.model, patches).logits
+    logits = outputs_of(trained.network, patches).logits
     middle = (starts + patches.patch_frames / 2) * frame_s
     seconds = pd.Index(middle.numpy().round(2), name="seconds")
     return pd.DataFrame(logits.softmax(1).numpy(), columns=trained.classes, index=seconds)
@@ -123,7 +124,7 @@ def timeline(trained: TrainedModel, path: str | Path, *, hop_s: float = 1.0) -> 
 # %% ../nbs/20_inference.ipynb #dce7c3fa
 def _load(run):
     try:
-        return load_trained(run)
+        return load_run(run)
     except FileNotFoundError as error:
         raise SystemExit(
             f"{error}\nGive a finished run folder: --run runs/<data set>/<subset>/alpha=<a>/seed=<s>"

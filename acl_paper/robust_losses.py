@@ -6,6 +6,7 @@
 __all__ = ['FIRST_LOSSES', 'lq_loss', 'soft_bootstrapping_loss', 'discard_maximum_loss', 'discard_outlier_loss', 'first_loss']
 
 # %% ../nbs/03_robust_losses.ipynb #152ddc8b
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -13,6 +14,9 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# %% ../nbs/03_robust_losses.ipynb #50e18f72
+from .losses import IGNORED
 
 # %% ../nbs/03_robust_losses.ipynb #b05389b4
 def _checked(logits: Tensor, labels: Tensor, noisy: Tensor | None) -> None:
@@ -39,9 +43,14 @@ def _in_range(value: float, name: str, inside: bool, allowed: str) -> None:
         raise ValueError(f"{name} must be {allowed}, got {value}")
 
 
-def _batch_mean(robust: Tensor, cross_entropy: Tensor, noisy: Tensor | None) -> Tensor:
-    "Mean of the robust losses (B,); samples that are not `noisy` contribute their cross-entropy instead."
-    return (robust if noisy is None else torch.where(noisy, robust, cross_entropy)).mean()
+def _batch_mean(robust: Tensor, cross_entropy: Tensor, labels: Tensor, noisy: Tensor | None) -> Tensor:
+    """Mean of the robust losses (B,); samples that are not `noisy` contribute their cross-entropy instead.
+
+    Samples with the label -100 are left out.
+    """
+    losses = robust if noisy is None else torch.where(noisy, robust, cross_entropy)
+    counted = labels != IGNORED
+    return torch.where(counted, losses, 0.0).sum() / counted.sum()
 
 
 def _log_probabilities(logits: Tensor) -> Tensor:
@@ -49,7 +58,9 @@ def _log_probabilities(logits: Tensor) -> Tensor:
 
 
 def _of_label(log_p: Tensor, labels: Tensor) -> Tensor:
-    return log_p.gather(1, labels[:, None].long()).squeeze(1)
+    "Of each sample (B,); for the label -100 that of class 0, which does not count."
+    labels = labels.long().masked_fill(labels == IGNORED, 0)
+    return log_p.gather(1, labels[:, None]).squeeze(1)
 
 # %% ../nbs/03_robust_losses.ipynb #57a7fbc0
 def lq_loss(logits: Tensor, labels: Tensor, *, q: float = 0.7, noisy: Tensor | None = None) -> Tensor:
@@ -60,7 +71,7 @@ def lq_loss(logits: Tensor, labels: Tensor, *, q: float = 0.7, noisy: Tensor | N
     logits : Tensor, shape (B, C)
         Floating point, any device.
     labels : Tensor, shape (B,)
-        Integers.
+        Integers; samples with the label -100 are left out.
     q : float
         In (0, 1]: near 0 cross-entropy, 1 the most robust and slowest to learn.
     noisy : Tensor, shape (B,), optional
@@ -83,7 +94,7 @@ def lq_loss(logits: Tensor, labels: Tensor, *, q: float = 0.7, noisy: Tensor | N
     _checked(logits, labels, noisy)
     _in_range(q, "q", 0 < q <= 1, "in (0, 1]")
     log_p = _of_label(_log_probabilities(logits), labels)
-    return _batch_mean(-torch.expm1(q * log_p) / q, -log_p, noisy)
+    return _batch_mean(-torch.expm1(q * log_p) / q, -log_p, labels, noisy)
 
 # %% ../nbs/03_robust_losses.ipynb #31fdb115
 def soft_bootstrapping_loss(logits: Tensor, labels: Tensor, *, beta: float = 0.3,
@@ -95,7 +106,7 @@ def soft_bootstrapping_loss(logits: Tensor, labels: Tensor, *, beta: float = 0.3
     logits : Tensor, shape (B, C)
         Floating point, any device.
     labels : Tensor, shape (B,)
-        Integers.
+        Integers; samples with the label -100 are left out.
     beta : float
         Weight of the label, in [0, 1]; 1 is cross-entropy.
     noisy : Tensor, shape (B,), optional
@@ -120,11 +131,12 @@ def soft_bootstrapping_loss(logits: Tensor, labels: Tensor, *, beta: float = 0.3
     log_p = _log_probabilities(logits)
     cross_entropy = -_of_label(log_p, labels)
     entropy = -(log_p.exp() * log_p).sum(1)
-    return _batch_mean(beta * cross_entropy + (1 - beta) * entropy, cross_entropy, noisy)
+    return _batch_mean(beta * cross_entropy + (1 - beta) * entropy, cross_entropy, labels, noisy)
 
 # %% ../nbs/03_robust_losses.ipynb #91597917
-def _without_above(threshold: Tensor, losses: Tensor, noisy: Tensor | None) -> Tensor:
-    return _batch_mean(torch.where(losses <= threshold, losses, 0.0), losses, noisy)
+def _without_above(threshold: Tensor, losses: Tensor, labels: Tensor, noisy: Tensor | None) -> Tensor:
+    "The mean with 0 for what lies above; what is not a number does not, and stays."
+    return _batch_mean(torch.where(losses > threshold, 0.0, losses), losses, labels, noisy)
 
 # %% ../nbs/03_robust_losses.ipynb #0eb1b4f2
 def discard_maximum_loss(logits: Tensor, labels: Tensor, *, fraction: float = 0.6,
@@ -136,7 +148,7 @@ def discard_maximum_loss(logits: Tensor, labels: Tensor, *, fraction: float = 0.
     logits : Tensor, shape (B, C)
         Floating point, any device.
     labels : Tensor, shape (B,)
-        Integers.
+        Integers; samples with the label -100 are left out.
     fraction : float
         m, in (0, 1]; 1 keeps all samples.
     noisy : Tensor, shape (B,), optional
@@ -160,7 +172,8 @@ def discard_maximum_loss(logits: Tensor, labels: Tensor, *, fraction: float = 0.
     _checked(logits, labels, noisy)
     _in_range(fraction, "fraction", 0 < fraction <= 1, "in (0, 1]")
     losses = -_of_label(_log_probabilities(logits), labels)
-    return _without_above(fraction * losses.detach().max(), losses, noisy)
+    largest = losses.detach().masked_fill(labels == IGNORED, 0).max()
+    return _without_above(fraction * largest, losses, labels, noisy)
 
 # %% ../nbs/03_robust_losses.ipynb #e83e6aa2
 def discard_outlier_loss(logits: Tensor, labels: Tensor, *, spread: float = 1.9,
@@ -172,7 +185,7 @@ def discard_outlier_loss(logits: Tensor, labels: Tensor, *, spread: float = 1.9,
     logits : Tensor, shape (B, C)
         Floating point, any device.
     labels : Tensor, shape (B,)
-        Integers.
+        Integers; samples with the label -100 are left out.
     spread : float
         l, how many standard deviations above the median are still kept; at least 0.
     noisy : Tensor, shape (B,), optional
@@ -195,8 +208,16 @@ def discard_outlier_loss(logits: Tensor, labels: Tensor, *, spread: float = 1.9,
     _checked(logits, labels, noisy)
     _in_range(spread, "spread", spread >= 0, "at least 0")
     losses = -_of_label(_log_probabilities(logits), labels)
-    fixed = losses.detach()
-    return _without_above(fixed.quantile(0.5) + spread * fixed.std(correction=0), losses, noisy)
+    median, deviation = _centre_and_spread(losses.detach(), labels != IGNORED)
+    return _without_above(median + spread * deviation, losses, labels, noisy)
+
+
+def _centre_and_spread(losses, counted):
+    "Median and standard deviation of the losses that count."
+    median = losses.masked_fill(~counted, math.nan).nanquantile(0.5)
+    mean = torch.where(counted, losses, 0.0).sum() / counted.sum()
+    variance = torch.where(counted, (losses - mean).square(), 0.0).sum() / counted.sum()
+    return median, variance.sqrt()
 
 # %% ../nbs/03_robust_losses.ipynb #03abc707
 FIRST_LOSSES = {

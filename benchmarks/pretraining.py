@@ -16,11 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from acl_paper.augment import crop_boxes
 from acl_paper.console import command, write_atomically
+from acl_paper.evaluation import tuned
+from acl_paper.features import SSL_FEATURES
 from acl_paper.networks import ProjectionHead, ResNet18
-from acl_paper.patches import ClipFrames, InputScale
+from acl_paper.patches import ClipFrames, ClipSplit, InputScale
 from acl_paper.pretraining import PretrainConfig, Pretraining, pretrain_epoch
 from acl_paper.runs import software_versions
-from acl_paper.evaluation import tuned
 from benchmarks.tables import benchmark_table
 from benchmarks.timing import cpu_seconds, machine, stay_in, summarise, take_turns
 
@@ -162,8 +163,8 @@ def prepare_pretraining(way: str, width: int, batch_size: int, n_steps: int) -> 
     if way == "reference":
         epoch = _reference_pretraining(data, config)
     else:
-        run = Pretraining(config, InputScale(0.0, 1.0), 20, torch.device("cpu"))
-        epoch = partial(pretrain_epoch, run, data)
+        split = ClipSplit(data, data, data, [str(c) for c in range(20)], SSL_FEATURES)
+        epoch = partial(pretrain_epoch, Pretraining(split, config))
     if way in ("ours", "bfloat16"):
         stay_in(tuned(precision))
 

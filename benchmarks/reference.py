@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize, relu
 
-from acl_paper.features import FeatureConfig, FeatureStore, log_mel_literal
+from acl_paper.features import FeatureConfig, FeatureStore
+from acl_paper.log_mel import log_mel_literal
 from acl_paper.patches import Scaler, test_patch_starts
 from acl_paper.networks import NetworkOutput, PaperCNN
 

@@ -15,9 +15,10 @@ import numpy as np
 import pandas as pd
 
 import acl_paper
+from acl_paper.audio import source_fingerprint
 from acl_paper.console import DatasetError, command, write_atomically
 from acl_paper.data import CLIP_TABLES, load_clips
-from acl_paper.features import FeatureConfig, FeatureStore, assemble_store, open_feature_store, source_fingerprint, write_group
+from acl_paper.features import ExtractedClip, FeatureConfig, FeatureStore, assemble_store, open_feature_store, write_group
 
 PARTS = ("clean", "noisy", "test")
 COLUMNS = ["label", "aso_id", "split", "manually_verified", "noisy_small", "duration_s"]
@@ -258,10 +259,11 @@ def _draw_groups(folder, clips, plan, config, seed, group_clips=64) -> Iterator[
     sound = np.where(wrong, rng.integers(len(templates), size=len(clips)), clips.label_id)
     for start in range(0, len(clips), group_clips):
         rows = range(start, min(start + group_clips, len(clips)))
-        target = folder / f"{start:07d}.h5"
-        frames = [draw_frames(templates[sound[row]], plan.duration_s[row], config, rng) for row in rows]
-        nothing = [""] * len(rows)
-        write_group(target, frames, duration_s=plan.duration_s[list(rows)], note=nothing, problem=nothing)
+        target = folder / f"{start:07d}.zip"
+        write_group(target, (
+            ExtractedClip(draw_frames(templates[sound[row]], plan.duration_s[row], config, rng), plan.duration_s[row])
+            for row in rows
+        ))
         yield target
 
 

@@ -17,10 +17,10 @@ from torch.nn.functional import cross_entropy
 
 from acl_paper.data import AUDIO_FOLDERS, audio_path, load_clips
 from acl_paper.evaluation import evaluate
-from acl_paper.features import FeatureConfig, FeatureStore, extract_features, open_feature_store
+from acl_paper.features import FeatureStore, extract_features, open_feature_store
 from acl_paper.networks import PaperCNN
 from acl_paper.patches import Patches, Split, make_split
-from acl_paper.training import TrainConfig, TrainedModel, fit
+from acl_paper.training import Run, TrainConfig, fit
 from benchmarks.reference import (
     ReferenceCNN,
     ReferencePatches,
@@ -283,10 +283,10 @@ def prepare_evaluation(way: str, data_dir: str, store_path: str, device: str) ->
     literal = ReferenceCNN(len(split.classes)).eval().to(device)
     model = PaperCNN(len(split.classes)).eval()
     config = TrainConfig(precision="float32" if way == "reference" else way)
-    trained = TrainedModel(model, split.scaler, split.classes, FeatureConfig(), config, pd.DataFrame(), 1)
+    run = Run("training", model, split.scaler, config, split.features, split.classes, pd.DataFrame(), 1)
 
     def ours():
-        predictions, _ = evaluate(trained, split.test, clips.fname, device=device)
+        predictions, _ = evaluate(run, split.test, clips.fname, device=device)
         return {"units": len(predictions)}
 
     def reference():

@@ -82,7 +82,7 @@ def plain_fit(split, config, layout=torch.contiguous_format):
 def by_fit(split, config):
     "The same of a training by `fit`."
     trained = fit(split, config, device="cpu", report_every_s=None)
-    return trained.model, trained.history.validation_loss.min(), trained.best_epoch
+    return trained.network, trained.history.validation_loss.min(), trained.best_epoch
 
 
 WAYS = {

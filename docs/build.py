@@ -3,17 +3,20 @@
 Nothing is executed. The notebooks, with their committed outputs, the project pages and one page a module are laid out in
 WORK/src; Sphinx reads them there. Only files that changed are written, so that a second build takes seconds.
 """
-import ast, re, sys
+import ast, io, re, sys
 from configparser import ConfigParser
 from pathlib import Path
 
 import nbformat
+import numpy as np
+import soundfile
 from nbdev.process import NBProcessor
 from nbdev.processors import filter_stream_, hide_, hide_line, rm_header_dash, strip_ansi
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "docs"))
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 import explorer
+from acl_paper import mini
 
 settings = ConfigParser(delimiters=["="], interpolation=None)
 settings.read(ROOT / "settings.ini", encoding="utf-8")
@@ -21,8 +24,18 @@ REPOSITORY, BRANCH = "https://github.com/{user}/{repo}".format_map(settings["DEF
 BADGE = re.compile(r"\[!\[Open in Colab\]\(\S+\)\]\((\S+)\)")
 
 # The order in which a newcomer reads. A notebook that is not named here comes last in its section.
-WORKFLOW = ["train", "results", "pretrain", "probe", "results_selfsupervised", "change_it"]
+WORKFLOW = ["train", "pretrain", "probe", "results", "results_selfsupervised", "change_it"]
 STUDIES = ["uniformity_tolerance", "audit", "benchmark"]
+
+# Where the pages of earlier versions are now
+MOVED = {
+    "motivation": "01_motivation", "04_losses": "02_losses", "04b_robust_losses": "03_robust_losses", "13_robust_losses": "03_robust_losses",
+    "00_data": "05_data", "01_mini": "07_mini", "02_features": "08b_log_mel", "08_features": "08c_features", "03_model": "10_networks", "09_encoders": "10_networks",
+    "08_augment": "11_augment", "06_evaluation": "12_evaluation", "05_training": "13_training", "10_selfsupervised": "14_pretraining",
+    "11_embedding_quality": "16_embedding_quality", "07_results": "18_results", "12_inference": "20_inference", "19_inference": "20_inference",
+    "14_workflow": "21_workflow", "20_workflow": "21_workflow", "api/model": "api/networks", "api/encoders": "api/networks",
+    "api/selfsupervised": "api/pretraining", "api/benchmark": "benchmark",
+}
 
 # Quarto's cell options, which nbdev_docs honours too, as MyST-NB's cell tags
 OPTIONS = {("echo", "false"): "remove-input", ("output", "false"): "remove-output", ("include", "false"): "remove-cell",
@@ -35,8 +48,8 @@ def sections() -> dict[str, list[str]]:
     names = sorted(p.stem for p in (ROOT / "nbs").glob("*.ipynb") if p.stem != "index" and p.stem[0] not in "._")
     ranked = lambda chosen, order: sorted(chosen, key=lambda n: order.index(n) if n in order else len(order))
     steps = [n for n in names if n[:2].isdigit()]
-    return {"Run it": ranked([n for n in names if n in WORKFLOW], WORKFLOW) + ["explorer"],
-            "The paper, step by step": steps,
+    return {"The paper, step by step": steps,
+            "Run it": ranked([n for n in names if n in WORKFLOW], WORKFLOW) + ["explorer"],
             "Studies": ranked([n for n in names if n not in WORKFLOW + steps], STUDIES)}
 
 
@@ -95,6 +108,8 @@ def site_notebook(path: Path) -> nbformat.NotebookNode:
                 cell.metadata.tags.append("hide-input")
         else: cell.source = relink(cell.source, "nbs")
         cells.append(cell)
+        if path.stem == "07_mini" and (sounds := players(cell)): cells.append(nbformat.v4.new_markdown_cell(sounds))
+    cells = [{key: value for key, value in cell.items() if not key.endswith("_")} for cell in cells]  # without nbdev's notes
     notebook = nbformat.from_dict({**processor.nb, "cells": cells})
     notebook.metadata.pop("widgets", None)
     return nbformat.from_dict({k: v for k, v in notebook.items() if not k.endswith("_")})
@@ -104,6 +119,23 @@ def imports_only(cell) -> bool:
     try: statements = ast.parse(cell.source).body
     except SyntaxError: return False  # shell commands and magics
     return bool(statements) and all(isinstance(s, (ast.Import, ast.ImportFrom)) for s in statements)
+
+
+def players(cell) -> str:
+    "A player for each sound model that a figure of the mini data set's notebook draws: one clip, as the set has it."
+    models = {model.__name__: name for name, (_, model) in mini.MINI_CLASSES.items()} | {model.__name__: name for name, model in mini.STRANGERS.items()}
+    if not any("image/png" in output.get("data", {}) for output in cell.get("outputs", [])): return ""
+    named = [node.id for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Name) and node.id in models]
+    html = []
+    for model in dict.fromkeys(named):
+        sound, file = models[model], f"sounds/{model}.mp3"
+        compressed = io.BytesIO()
+        clip = mini.make_clip(np.random.default_rng(0), [sound], n_samples=2 * mini.SAMPLE_RATE)
+        soundfile.write(compressed, clip, mini.SAMPLE_RATE, format="MP3", compression_level=0.8)
+        put(f"extra/{file}", compressed.getvalue())
+        label = sound.replace("_", " ")
+        html.append(f'<figure class="sound"><figcaption>{label}</figcaption><audio controls preload="none" src="{file}" aria-label="{label}"></audio></figure>')
+    return "```{raw} html\n" + "\n".join(html) + "\n```" if html else ""
 
 
 def banner(path: Path) -> str:
@@ -131,7 +163,7 @@ def table_of_contents() -> str:
     label = lambda name: name if not name[:2].isdigit() else f"{name.split('_')[0]} · {title(name)} <{name}>"
     tree = lambda caption, names: f"```{{toctree}}\n:hidden:\n:caption: {caption}\n\n" + "\n".join(map(label, names)) + "\n```\n"
     parts = [tree(caption, names) for caption, names in sections().items() if names]
-    return "\n".join([*parts, tree("Reference", ["api/index"]), tree("Project", ["contributing", "changelog"])])
+    return "\n".join([*parts, tree("Reference", ["api/index"]), tree("Project", ["contributing", "changelog", f"Repository <{REPOSITORY}>"])])
 
 
 def title(name: str) -> str:
@@ -183,12 +215,26 @@ def stage():
         if path.is_file() and path not in written: path.unlink()
 
 
+def redirect(output: Path):
+    "Pages at the old addresses, which lead to the new ones."
+    for old, new in MOVED.items():
+        target = "../" * old.count("/") + f"{new}.html"
+        (output / f"{old}.html").write_text(f'''<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Moved</title><link rel="canonical" href="{target}">
+<meta http-equiv="refresh" content="0; url={target}"></head>
+<body><main><h1>Moved</h1><p>This page is now <a href="{target}">{new}</a>.</p></main></body></html>
+''', encoding="utf-8")
+
+
 def main(output: Path, work: Path) -> int:
     global SOURCE
     from sphinx.cmd.build import main as sphinx
     SOURCE = work / "src"
     stage()
-    return sphinx(["-q", "-W", "--keep-going", "-j", "2", "-c", str(ROOT / "docs"), "-d", str(work / "doctrees"), str(SOURCE), str(output)])
+    status = sphinx(["-q", "-W", "--keep-going", "-j", "2", "-c", str(ROOT / "docs"), "-d", str(work / "doctrees"),
+                     "-D", f"html_extra_path={SOURCE / 'extra'}", str(SOURCE), str(output)])
+    if status == 0: redirect(output)
+    return status
 
 
 if __name__ == "__main__":

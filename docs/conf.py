@@ -1,10 +1,12 @@
 """Sphinx settings of the site; docs/build.py lays out the source that is read here."""
-import re, sys
+import html, itertools, re, sys, textwrap
 from configparser import ConfigParser
 from importlib.metadata import files
 from pathlib import Path
 
 from docutils import nodes
+from pygments.formatters import HtmlFormatter
+from sphinx.highlighting import PygmentsBridge
 from sphinx.util.nodes import make_refnode
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,10 +43,11 @@ python_maximum_signature_line_length = 88
 toc_object_entries_show_parents = "hide"
 viewcode_line_numbers = True
 
-exclude_patterns = ["notebooks"]  # for download
+exclude_patterns = ["notebooks", "extra"]  # for download, and copied as they are
 
 html_theme = "furo"
 html_title = project
+html_favicon = "_static/favicon.svg"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_js_files = ["site.js"]
@@ -53,9 +56,9 @@ html_show_sphinx = False
 html_theme_options = {"source_repository": "", "navigation_with_keys": True,
                       "light_css_variables": {"color-brand-primary": "#0b5c8c", "color-brand-content": "#0b5c8c", "color-brand-visited": "#5b4a8a"},
                       "dark_css_variables": {"color-brand-primary": "#6cb8e6", "color-brand-content": "#6cb8e6", "color-brand-visited": "#b3a1e6"}}
-pygments_style, pygments_dark_style = "tango", "github-dark"
+pygments_style, pygments_dark_style = "a11y-high-contrast-light", "a11y-high-contrast-dark"  # every colour at 7:1 or more
 copybutton_prompt_text, copybutton_prompt_is_regexp = r">>> |\.\.\. |\$ ", True
-copybutton_selector = "div.highlight pre, .cell_input pre"
+copybutton_selector = "div.highlight pre:not(.cell_output pre)"
 
 # MathJax in one file, SVG output, from a package: nothing is fetched while viewing
 MATHJAX = next(f for f in files("sphinx-mathjax-offline") if f.name == "tex-svg.js").locate()
@@ -111,10 +114,71 @@ def link_names(app, doctree, docname):
         literal.replace_self(make_refnode(app.builder, docname, entry.docname, entry.node_id, literal.deepcopy(), full))
 
 
+class CodeLines(HtmlFormatter):
+    "Each line of code in a span of its own, which knows its indentation: one too long for the page goes on below it."
+
+    def wrap(self, source):
+        return super().wrap((is_code, self.span(line) if is_code else line) for is_code, line in source)
+
+    def span(self, line: str) -> str:
+        text = html.unescape(re.sub(r"<[^>]+>", "", line))
+        indentation = len(text) - len(text.lstrip(" "))
+        return f'<span class="line" style="--indentation: {indentation}ch">{line.rstrip(chr(10))}</span>\n'
+
+
+PygmentsBridge.html_formatter = CodeLines
+
+
+def readable(tex: str) -> str:
+    "A formula in plain characters, for places that show text only; most names in TeX are names in HTML too."
+    tex = re.sub(r"\\(log|exp|cos|sin|arccos|max|min)\b", r"\1", tex)
+    text = html.unescape(re.sub(r"\\([A-Za-z]+)", r"&\1;", tex))
+    return re.sub(r"&\w+;|[\\{}$]", "", text).strip()
+
+
+def plain_text(node: nodes.Node, longest: int = 300) -> str:
+    "The text of a part of a page on one line, with readable formulas, cut between two words."
+    copy = node.deepcopy()
+    for formula in list(copy.findall(nodes.math)):
+        formula.parent.replace(formula, nodes.Text(readable(formula.astext())))
+    return textwrap.shorten(copy.astext(), longest, placeholder=" …")
+
+
+def describe_figures(app, doctree):
+    "The alternative text of a notebook's figure: the paragraph below it, else the one above it, else the heading."
+    for cell in doctree.findall(lambda node: isinstance(node, nodes.container) and node.get("nb_element") == "cell_code"):
+        images = [image for image in cell.findall(nodes.image) if "alt" not in image]
+        place, siblings = cell.parent.index(cell), cell.parent.children
+        below = itertools.takewhile(lambda node: not isinstance(node, nodes.section), siblings[place:])
+        candidates = [node for part in (below, siblings[place::-1]) for node in part if isinstance(node, (nodes.paragraph, nodes.title))]
+        for image in images: image["alt"] = plain_text(candidates[0])
+
+
+def describe_page(app, pagename, templatename, context, doctree):
+    "What a search engine shows of a page: a title of its own and, under it, the first quotation or paragraph."
+    if pagename.startswith("_modules/acl_paper/"): context["title"] = f"Source of {context['title']}"
+    first = next((node for kind in (nodes.block_quote, nodes.paragraph) for node in (doctree.findall(kind) if doctree else ())), None)
+    text = plain_text(first, 160) if first else settings["description"]
+    context["metatags"] = context.get("metatags", "") + f'<meta name="description" content="{html.escape(text)}">'
+
+
+def mend_markup(app, pagename, templatename, context, doctree):
+    "What Sphinx, Furo and MyST-NB write and screen readers cannot make sense of."
+    context["furo_navigation_tree"] = context["furo_navigation_tree"].replace('role="heading"', 'role="heading" aria-level="2"')
+    if "body" not in context: return
+    body = context["body"].replace(' aria-label="Toggle hidden content"', "")
+    parameters = re.compile(r"<dl>\n((?:<dd>.*</dd>\n)+)</dl>\s*")  # of a long signature: a list of definitions without terms
+    as_spans = lambda found: '<span class="parameters">\n' + found[1].replace("<dd>", "<span>").replace("</dd>", "</span>") + "</span>"
+    context["body"] = parameters.sub(as_spans, body)
+
+
 def setup(app):
     app.connect("builder-inited", copy_scripts)
     app.connect("autodoc-process-docstring", document_command, priority=90)
     app.connect("autodoc-process-docstring", escape_docstring, priority=100)
     app.connect("autodoc-skip-member", skip_member)
+    app.connect("doctree-read", describe_figures)
     app.connect("doctree-resolved", link_names)
+    app.connect("html-page-context", describe_page)
+    app.connect("html-page-context", mend_markup, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,7 +1,11 @@
-"""Make README.md from nbs/index.ipynb: python docs/make_readme.py. Code is left out, outputs stay, links are the repository's."""
+"""Make README.md from nbs/index.ipynb: python docs/make_readme.py. Code is left out, outputs stay, links are the repository's.
+
+The drawings of nbs/00_overview.ipynb, which the README shows too, are written to figures/overview.
+"""
 import os, re
 from pathlib import Path
 
+import nbformat
 from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,9 +27,19 @@ def readme() -> tuple[str, dict[str, bytes]]:
     return from_the_root(text).strip() + "\n", resources.get("outputs") or {}
 
 
+def drawings() -> dict[str, bytes]:
+    "The vector graphics among the outputs of the overview, by path; each is named by the label of its cell."
+    found = {}
+    for cell in nbformat.read(ROOT / "nbs" / "00_overview.ipynb", 4).cells:
+        for output in cell.get("outputs", []):
+            graphic = output.get("data", {}).get("image/svg+xml")
+            if graphic: found[f"figures/overview/{re.search(r'#[|] label: fig-(.+)', cell.source)[1]}.svg"] = graphic.encode()
+    return found
+
+
 def main():
     text, pictures = readme()
-    for name, content in {"README.md": text.encode(), **pictures}.items():
+    for name, content in {"README.md": text.encode(), **pictures, **drawings()}.items():
         path = ROOT / name
         path.parent.mkdir(exist_ok=True)
         part = path.with_name(f".{path.name}.part")

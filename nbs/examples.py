@@ -1,10 +1,13 @@
-"""Data sets made of numbers, for the examples and tests of the notebooks: no audio, a second to make."""
+"""Data sets and run folders made of numbers, for the examples and tests of the notebooks: no audio, a second to make."""
+import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from acl_paper.data import SUBSETS
 from acl_paper.features import FeatureConfig, FeatureStore
+from acl_paper.mini import MINI_CLASSES
 
 COLUMNS = ["fname", "label", "label_id", "aso_id", "split", "manually_verified", "noisy_small"]
 
@@ -55,3 +58,65 @@ def _partials(rng, n_frames, spacing, rate):
 def _store(name, clips, n_frames, frames, frames_per_s):
     table = clips[["split", "fname"]].assign(offset=np.cumsum(n_frames) - n_frames, n_frames=n_frames, duration_s=n_frames / frames_per_s, problem="")
     return FeatureStore(Path(name), FeatureConfig(n_mels=frames.shape[1]), table, frames.astype(np.float32))
+
+
+def made_up_run(root, subset, alpha, seed, right, **changes):
+    """The folder of a finished run that no network made: 240 test clips of twenty classes, right with a chosen probability.
+
+    Easy clips are easy for every run, so that runs are correlated as real ones are. A mistake is one of the next three classes.
+    With smaller alpha the clips that are heard as one class lie closer together.
+    """
+    folder = Path(root, "made-up", subset, f"alpha={alpha}", f"seed={seed}")
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng([seed, round(100 * alpha), SUBSETS.index(subset)])
+    predictions = _predictions(rng, right)
+    predictions.to_csv(folder/"predictions.csv", index=False)
+    centres = np.random.default_rng(1).standard_normal((len(MINI_CLASSES), 8))
+    heard = predictions.prediction.map(list(MINI_CLASSES).index)
+    np.save(folder/"embeddings.npy", centres[heard] + (0.3 + 0.3 * alpha) * rng.standard_normal((len(heard), 8)))
+    _history(rng, alpha).to_csv(folder/"history.csv", index=False)
+    settings = {"alpha": alpha, "subset": subset, "seed": seed, "epochs": 12} | changes
+    _write(folder, {"kind": "training", "settings": settings}, accuracy=float((predictions.truth == predictions.prediction).mean()),
+           n_test_clips=len(predictions), validation_accuracy=right - 0.05)
+
+
+def made_up_probe(root, probe, alpha, seed, right, *, temperature=0.2, epochs=20, untrained=None):
+    "The folder of a finished probe that no network made, with no more in it than what tables need."
+    task, subset = probe.split("-")
+    folder = Path(root, "made-up/pretrain/resnet18", f"alpha={alpha}/temperature={temperature}/seed={seed}", probe, f"seed={seed}")
+    folder.mkdir(parents=True)
+    encoder = {"network": "resnet18", "width": 16, "alpha": alpha, "temperature": temperature, "seed": seed, "epochs": epochs, "best_epoch": seed}
+    classifier = {"task": task, "subset": subset, "seed": seed, "epochs": 5 if task == "linear" else 3}
+    _write(folder, {"kind": "probe", "settings": classifier, "pretrained": encoder, "untrained": untrained and {"accuracy": untrained}},
+           accuracy=right, macro_accuracy=right - 0.02, patch_weighted_micro_accuracy=right + 0.01, n_test_clips=240)
+
+
+def _predictions(rng, right, n_clips=240):
+    classes = np.array(list(MINI_CLASSES))
+    easy = np.random.default_rng(99).random(n_clips)
+    truth = np.arange(n_clips) % len(classes)
+    is_right = 0.7 * easy + 0.3 * rng.random(n_clips) < 0.15 + 0.7 * right  # the sum is even between 0.3 and 0.7
+    others = (truth + rng.integers(1, 4, n_clips)) % len(classes)
+    table = pd.DataFrame({"fname": [f"{k}.wav" for k in range(n_clips)], "truth": classes[truth]})
+    return table.assign(prediction=classes[np.where(is_right, truth, others)])
+
+
+def _history(rng, alpha, epochs=12):
+    "Losses that fall; angles of one class that shrink, more with smaller alpha, and of other classes that grow."
+    epoch = np.arange(1, epochs + 1)
+    fall = np.exp(-epoch / 4)
+    history = {"epoch": epoch}
+    for clips, above in (("train", 0), ("validation", 0.3)):
+        first = above + (3 + rng.normal(0, 0.1, epochs)) * fall
+        angular = above + (1 + alpha + rng.normal(0, 0.1, epochs)) * fall
+        history |= {f"{clips}_loss": alpha * first + (1 - alpha) * angular, f"{clips}_first": first, f"{clips}_angular": angular}
+    for kind, median in (("same", 0.1 + 0.15 * alpha + 0.2 * fall), ("other", 0.6 - 0.3 * fall)):
+        history |= {f"{kind}_angle_q{q}": median * factor for q, factor in ((10, 0.6), (50, 1), (90, 1.5))}
+    return pd.DataFrame(history)
+
+
+def _write(folder, config, **metrics):
+    data = {"name": "made-up", "synthetic": True, "source": "0"}
+    config = config | {"features": {"n_mels": 96}, "classes": list(MINI_CLASSES), "data": data, "versions": {"numpy": np.__version__}}
+    (folder/"config.json").write_text(json.dumps(config))
+    (folder/"metrics.json").write_text(json.dumps(metrics))

@@ -31,6 +31,17 @@ def run(arguments, *, cwd=ROOT, timeout=300, **options):
     return subprocess.run(arguments, cwd=cwd, env=environ, capture_output=True, text=True, timeout=timeout, **options)
 
 
+PEAK_BYTES = """
+import resource, sys
+
+def peak_bytes():
+    "The most memory that this process held. getrusage would count what the process that started it held, too."
+    if sys.platform == "linux":
+        return next(1024 * int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+"""
+
+
 def copy_of_repository(folder):
     """A copy of the repository in `folder`, without what git ignores, and with the shared folder beside it where there is one."""
     copy = Path(folder) / "repository"

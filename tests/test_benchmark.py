@@ -92,7 +92,7 @@ def test_reference_evaluation_predicts_the_same(rehearsal):
     split = make_split(store, clips, config)
     trained = fit(split, config, device="cpu", report_every_s=None)
     literal = ReferenceCNN(20).eval()
-    literal.load_state_dict(trained.model.state_dict())
+    literal.load_state_dict(trained.network.state_dict())
     test = clips[clips.split == "test"]
     predictions, _ = evaluate(trained, split.test, clips.fname, device="cpu")
     labels = reference_evaluation(literal, store, test, split.scaler)
@@ -185,7 +185,7 @@ def test_benchmarks_are_not_installed():
 
 def weights_after(split, **settings):
     trained = fit(split, TrainConfig(subset="clean", epochs=2, batch_size=32, **settings), device="cpu", report_every_s=None)
-    return torch.cat([tensor.flatten().double() for tensor in trained.model.state_dict().values()])
+    return torch.cat([tensor.flatten().double() for tensor in trained.network.state_dict().values()])
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -210,7 +210,7 @@ torch.set_num_threads({torch.get_num_threads()})
 clips, store = load_clips({str(root)!r}), open_feature_store({str(store.path)!r})
 split = make_split(store, clips, TrainConfig(subset="clean"))
 trained = fit(split, TrainConfig(subset="clean", epochs=2, batch_size=32), device="cpu", report_every_s=None)
-print(torch.cat([tensor.flatten().double() for tensor in trained.model.state_dict().values()]).sum().item())
+print(torch.cat([tensor.flatten().double() for tensor in trained.network.state_dict().values()]).sum().item())
 """
     assert float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) == here
 

@@ -1,9 +1,15 @@
 """The site: built from the notebooks without warnings, with nothing in it that a browser would fetch from elsewhere."""
 import html, itertools, json, re, subprocess, sys
+from collections import Counter
 from pathlib import Path
 
 import nbformat
+import numpy as np
+import pandas as pd
 import pytest
+import soundfile
+from bokeh.models import ColumnDataSource
+from nbconvert import HTMLExporter
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
@@ -56,6 +62,28 @@ def test_no_directive_is_left_and_hidden_cells_are_gone(pages):
             if code and any(re.match(r"#\|\s*hide\b", line) for line in directives): assert code[0] not in page, (notebook.name, code[0])
 
 
+def test_cells_without_echo_show_their_output_alone(pages):
+    count = 0
+    for notebook in NOTEBOOKS:
+        page = text_of(pages[f"{notebook.stem}.html"])
+        for cell in nbformat.read(notebook, 4).cells:
+            if cell.cell_type != "code" or not re.match(r"#\|\s*echo:\s*false", cell.source): continue
+            count += 1
+            longest = max(cell.source.splitlines(), key=len)
+            assert longest not in page, f"{notebook.name}: {longest}"
+            printed = [line for o in cell.outputs if o.output_type == "stream" for line in o.text.splitlines()]
+            assert all(line.rstrip() in page for line in printed), notebook.name
+    assert count > 10
+
+
+def test_an_executed_experiment_shows_no_yaml():
+    "Its front matter, a raw cell at the end, is for nbdev."
+    for notebook in NOTEBOOKS:
+        if "skip_exec: true" not in notebook.read_text(): continue
+        page, _ = HTMLExporter().from_filename(str(notebook))
+        assert "skip_exec" not in page, notebook.name
+
+
 def test_hidden_cells_hold_no_picture():
     "The text below would speak of a figure that nobody sees: such cells say `#| echo: false`."
     for notebook in NOTEBOOKS:
@@ -101,6 +129,42 @@ def test_colab_is_a_link_without_a_picture(pages):
         assert name.removesuffix(".html") not in notebooks or re.search(rf'href="https://colab[^"]+/nbs/{name[:-5]}\.ipynb"[^>]*>Open in Colab</a>', page), name
 
 
+def test_no_two_pages_have_one_title(pages):
+    titles = Counter(re.search(r"<title>(.*?)</title>", page)[1] for page in pages.values())
+    assert [title for title, count in titles.items() if count > 1] == []
+
+
+def test_figures_say_what_they_show(pages):
+    "Each has the text below it as its alternative text, without markup and with readable formulas."
+    for notebook in NOTEBOOKS:
+        page = pages[f"{notebook.stem}.html"]
+        figures = re.findall(r'<img alt="([^"]*)" src="_images/', page)
+        n_pictures = sum(any(kind.startswith("image/") for kind in o.get("data", {})) for c in nbformat.read(notebook, 4).cells for o in c.get("outputs", []))
+        assert len(figures) >= n_pictures - page.count("data:image"), notebook.name
+        for text in figures:
+            assert len(text) > 20 and not re.search(r"[\\$`]|_images|\.png", text), f"{notebook.name}: {text}"
+    texts = re.findall(r'<img alt="([^"]*)"', pages["02_losses.html"])
+    assert any("grows with the angle up to π" in text for text in texts), texts
+
+
+def test_every_page_has_an_icon_and_a_description_and_leads_to_the_repository(site, pages):
+    assert (site / "_static" / "favicon.svg").exists()
+    for name, page in pages.items():
+        assert re.search(r'<link rel="shortcut icon" href="[./]*_static/favicon\.svg', page), name
+        assert re.search(r'<meta name="description" content="[^"\\$]{20,}"', page), name
+        assert f'href="{build.REPOSITORY}"' in page, name
+
+
+def test_sounds_can_be_heard_where_they_are_drawn(site, pages):
+    sounds = re.findall(r'<audio [^>]*src="([^"]+)"[^>]*aria-label="([^"]+)"', pages["07_mini.html"])
+    assert {"Rain", "Glass", "Piano", "speech"} <= {label for _, label in sounds}
+    assert len({source for source, _ in sounds}) == len(list((site / "sounds").iterdir()))
+    for source, label in sounds:
+        samples, rate = soundfile.read(site / source)
+        assert abs(len(samples) / rate - 2) < 0.1 and np.abs(samples).max() > 0.05, label
+        assert (site / source).stat().st_size < 30_000, label
+
+
 def test_published_values_stand_in_the_explorer(pages):
     cells = re.findall(r"<td[^>]*><p>([^<]*)</p></td>", pages["explorer.html"])
     assert {"56.0", "64.5", "73.6", "39.9"} <= set(cells)
@@ -112,15 +176,47 @@ clean,1.0,0.602,,,,,0,,,not run,FSDnoisy18k,False
 """
 
 
-@pytest.mark.parametrize("synthetic", [False, True])
-def test_explorer_shows_results_where_there_are_some(tmp_path, synthetic):
-    (tmp_path / "figures" / "some").mkdir(parents=True)
-    text = RESULTS.replace("FSDnoisy18k,False", "mini,True").replace("reproduced", "").replace("not run", "") if synthetic else RESULTS
-    (tmp_path / "figures" / "some" / "results.csv").write_text(text)
-    page = explorer.page(tmp_path)
-    assert "65.0 ± 1.0" in page and "64.0 … 66.0" in page and "| –" in page
-    assert ("cannot be compared" in page) == synthetic and ("reproduced |" in page) == (not synthetic)
+def explorer_of(folder, results):
+    "The explorer's page, and its tables, from one results.csv."
+    (folder / "figures" / "some").mkdir(parents=True)
+    (folder / "figures" / "some" / "results.csv").write_text(results)
+    return explorer.page(folder), explorer.load(folder)
+
+
+def drawn(table):
+    "The columns of numbers that a chart draws, and its vertical axis."
+    chart = explorer.chart(table)
+    plot = chart if hasattr(chart, "y_range") else chart.children[1]
+    columns = {name for source in plot.select({"type": ColumnDataSource}) for name, values in source.data.items() if pd.notna(values).any()}
+    return columns, plot
+
+
+def test_explorer_shows_results_on_the_papers_data_beside_the_published_ones(tmp_path):
+    page, tables = explorer_of(tmp_path, RESULTS)
+    assert "65.0 ± 1.0" in page and "64.0 … 66.0" in page and "reproduced |" in page and "cannot be compared" not in page
     assert page == explorer.page(tmp_path), "two builds differ"
+    columns, _ = drawn(tables[0])
+    assert len(tables) == 1 and {"published", "mean"} <= columns
+
+
+def test_explorer_draws_other_data_on_an_axis_of_its_own(tmp_path):
+    page, tables = explorer_of(tmp_path, RESULTS.replace("FSDnoisy18k,False", "mini,True"))
+    assert "65.0 ± 1.0" in page and "cannot be compared" in page and "reproduced |" not in page
+    published, mini = tables
+    columns, plot = drawn(mini)
+    assert {"mean", "min", "max"} <= columns and not {"published", "low", "high"} & columns
+    assert plot.y_range.start < 64 and plot.y_range.end > 66 and plot.yaxis.axis_label == "clip accuracy (%) on mini"
+    assert "mean" not in drawn(published)[0]
+    assert list(mini.alpha) == [0.5], "a cell that was not run has no row"
+
+
+def test_explorer_has_no_empty_chart(tmp_path):
+    not_run = "\n".join(line for line in RESULTS.splitlines() if "not run" in line or line.startswith("subset")).replace("FSDnoisy18k,False", "mini,True")
+    page, tables = explorer_of(tmp_path, not_run)
+    assert len(tables) == 1 and "mini" not in page
+    for table in explorer.load(ROOT):
+        for subset, rows in table.groupby("subset"):
+            assert rows.reindex(columns=["published", "mean"]).notna().any(axis=None), subset
 
 
 def test_links_lead_where_they_should():

@@ -5,6 +5,7 @@ error; and it notes each request and how many bytes of the file it sent.
 """
 import hashlib
 import io
+import os
 import random
 import signal
 import subprocess
@@ -33,6 +34,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files, self.requests = files, []
         self.can_resume, self.cut_after, self.errors, self.pause_s, self.claims = True, {}, {}, 0.0, {}
+        self.length_text = None  # what it says instead of a number of bytes
 
     @property
     def url(self):
@@ -65,7 +67,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(200 if start is None else 206)
         if start is not None:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.send_header("Content-Length", str(self.server.claims.get(name, len(content)) - (start or 0)))
+        length = self.server.claims.get(name, len(content)) - (start or 0)
+        self.send_header("Content-Length", self.server.length_text or str(length))
         self.end_headers()
         if body:
             self.send_body(content[start or 0:], seen)
@@ -343,6 +346,97 @@ def test_command_killed_and_run_again(server, files, md5_file, tmp_path):
     assert names(tmp_path / "set") == ["FSDnoisy18k.audio_train"]
     assert server.gets(TRAIN)[-1]["range"] == f"bytes={kept}-"
     assert server.gets(TRAIN)[-1]["sent"] == len(files[TRAIN]) - kept
+
+
+def test_two_downloads_at_once(server, files, md5_file, tmp_path):
+    """The second one waits, says for what, and fetches nothing of its own."""
+    server.pause_s = 0.1
+    arguments = ["--dest", "set", "--base_url", server.url, "--md5s", str(md5_file)]
+    both = [subprocess.Popen([*COMMAND, *arguments], cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for _ in range(2)]
+    told = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    assert names(tmp_path / "set") == FOLDERS
+    assert len(server.gets(TRAIN)) == 1 and server.gets(TRAIN)[0]["sent"] == len(files[TRAIN])
+    assert sorted("waiting: set is downloaded to by another process" in text for text in told) == [False, True]
+
+
+def test_a_call_that_was_killed_last_of_all(server, files, tmp_path):
+    """The folder has its name, the zip it came from is still there: the next call removes it, and fetches nothing."""
+    dest = download_fsdnoisy18k(tmp_path / "set", base_url=server.url, md5s=sums(files))
+    (dest / f"{TRAIN}.part").write_bytes(files[TRAIN])
+    server.requests.clear()
+    download_fsdnoisy18k(dest, base_url=server.url, md5s=sums(files))
+    assert names(dest) == FOLDERS and server.requests == []
+
+
+def test_nothing_has_its_final_name_before_it_is_on_the_disk(server, files, tmp_path, monkeypatch):
+    """Otherwise a power cut leaves empty files that look complete."""
+    order = []
+    for name in ("fsync", "sync", "replace", "rename"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *arguments, name=name, real=real: (order.append(name), real(*arguments))[1])
+    download_fsdnoisy18k(tmp_path / "set", parts=["doc"], base_url=server.url, md5s=sums(files), keep_zips=True)
+    assert order == ["sync", "rename", "fsync", "replace", "fsync"]  # the folder; the zip, its new name
+
+
+@pytest.mark.parametrize("text", ["many", "-5", "1e6", ""])
+def test_a_length_that_is_no_number(server, files, tmp_path, text):
+    """As a broken proxy may send it: what comes is still checked by its sum."""
+    server.length_text = text or " "
+    dest = download_fsdnoisy18k(tmp_path / "set", parts=["meta"], base_url=server.url, md5s=sums(files))
+    assert names(dest) == ["FSDnoisy18k.meta"]
+
+
+def encrypted(content):
+    """A zip file with the flag that says that its first member is encrypted."""
+    changed = bytearray(content)
+    changed[6] |= 1
+    directory = content.index(b"PK\x01\x02")
+    changed[directory + 8] |= 1
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("damage", [encrypted, lambda content: content[:-30], lambda content: b"PK", lambda content: content.replace(b"about", b"ABOUT")],
+                         ids=["encrypted", "cut short", "two bytes", "other content"])
+def test_a_zip_that_cannot_be_unpacked(server, files, tmp_path, damage):
+    """Its sum is the published one: the mirror's list is of such a file. It is named, and kept to be looked at."""
+    name = "FSDnoisy18k.doc.zip"
+    server.files = files | {name: damage(files[name])}
+    with pytest.raises(DatasetError, match=name):
+        download_fsdnoisy18k(tmp_path / "set", parts=["doc"], base_url=server.url, md5s=sums(server.files))
+    assert "FSDnoisy18k.doc" not in names(tmp_path / "set") and name in names(tmp_path / "set")
+
+
+def test_names_that_lead_out_of_the_folder(server, tmp_path):
+    for name in ("../evil.pt", "a/../../evil.pt", "/evil.pt"):
+        with pytest.raises(DatasetError, match="leads out of the folder"):
+            download_files(tmp_path / "got", server.url, {name: "0" * 64})
+    assert server.requests == [] and list(tmp_path.rglob("evil.pt")) == []
+
+
+@pytest.mark.parametrize(("arguments", "told"), [
+    (["--dest", "~nosuchuser/data"], "~nosuchuser/data: there is no such home folder"),
+    (["--base_url", "zenodo.org"], "is no address"),
+    (["--dest", "a file"], "a file is a file, not a folder"),
+    (["--dest", "a file/data"], "cannot take the download: Not a directory"),
+    (["--md5s", "no list"], "no list cannot be read"),
+    (["--parts", "audio"], "There is no part audio"),
+])
+def test_command_says_what_is_wrong_in_one_line(server, tmp_path, arguments, told):
+    (tmp_path / "a file").touch()
+    done = run("--retries", 0, *arguments, cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.startswith("acl_download: ") and told in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_command_stopped_by_ctrl_c(server, md5_file, tmp_path):
+    server.pause_s = 0.5
+    process = subprocess.Popen([*COMMAND, "--dest", "set", "--parts", "audio_train", "--base_url", server.url, "--md5s", str(md5_file)],
+                               cwd=tmp_path, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    while not server.gets(TRAIN):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode != 0 and told.strip() == "acl_download: stopped. The same command resumes from here."
 
 
 def test_files_are_checked_one_by_one_and_fetched_once(server, tmp_path):

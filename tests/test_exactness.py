@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from acl_paper.augment import AugmentConfig, two_views
-from acl_paper.networks import ExactBatchNorm2d, PaperCNN, make_encoder
-from acl_paper.patches import ClipFrames, Patches, Scaler, Split, fit_input_scale
+from acl_paper.augment import two_views
+from acl_paper.networks import ExactBatchNorm2d, PaperCNN, make_network
+from acl_paper.patches import ClipFrames, ClipSplit, Patches, Scaler, Split
 from acl_paper.features import SSL_FEATURES, clip_log_mel
 from acl_paper.losses import AngularContrastiveLoss, InfoNCE, RELEASED_CONSTANT_OF_VIEWS
 from acl_paper.mini import MINI_CLASSES, SAMPLE_RATE, make_clip
@@ -92,7 +92,7 @@ def test_gradient_of_the_step_that_fit_makes(split, threads, alpha, n_patches):
     for seed in range(1 if n_patches == 256 else 5):
         torch.manual_seed(seed)
         step = first_step(split, TrainConfig(alpha=alpha, dropout=0.0))
-        network = step.model.train()
+        network = step.network.train()
         assert network.conv2.weight.is_contiguous(memory_format=torch.channels_last)
         inputs, labels = split.train[torch.arange(n_patches) + 40 * seed * (n_patches < 256)]
         contiguous, reference = with_plain_norms(network), with_plain_norms(network).double()
@@ -110,7 +110,7 @@ def test_gradient_of_the_step_that_fit_makes(split, threads, alpha, n_patches):
 def test_gradient_in_bfloat16(split, layout):
     """The network runs in bfloat16, with 8 bits: the gradient is a few per cent off in any layout; ours no more than contiguous memory's."""
     torch.manual_seed(0)
-    network = first_step(split, TrainConfig(dropout=0.0, precision="bfloat16")).model.train()
+    network = first_step(split, TrainConfig(dropout=0.0, precision="bfloat16")).network.train()
     inputs, labels = split.train[:64]
     loss = AngularContrastiveLoss(1.0)
     exact = gradient_of(with_plain_norms(network).double(), loss, inputs.double(), labels)
@@ -159,7 +159,7 @@ def test_an_epoch_of_fit_and_of_a_plain_loop(split):
     config = TrainConfig(alpha=0.5, epochs=1, dropout=0.0, keep="last", seed=2)
     plain = weights_of(plain_epoch(split, config))
     growth = max(relative_error(weights_of(plain_epoch(split, config, nudge=nudge)), plain) for nudge in (1e-7, -1e-7, 2e-7))
-    ours = relative_error(weights_of(fit(split, config, device="cpu", report_every_s=None).model), plain)
+    ours = relative_error(weights_of(fit(split, config, device="cpu", report_every_s=None).network), plain)
     inexact = relative_error(weights_of(plain_epoch(split, config, layout=torch.channels_last)), plain)
     torch.set_num_threads(before)
     assert 0 < growth < 2e-3
@@ -174,12 +174,12 @@ def ssl_clips(clips):
     frames = [torch.from_numpy(clip_log_mel(clip[::2], SSL_FEATURES)) for clip in clips]
     n_frames = torch.tensor([len(f) for f in frames])
     numbers = torch.arange(len(frames))
-    return ClipFrames(torch.cat(frames), n_frames.cumsum(0) - n_frames, n_frames, numbers, numbers)
+    clips = ClipFrames(torch.cat(frames), n_frames.cumsum(0) - n_frames, n_frames, numbers, numbers)
+    return ClipSplit(clips, clips, clips, [str(i) for i in range(20)], SSL_FEATURES)
 
 
 def pretraining(ssl_clips, encoder):
-    config = PretrainConfig(alpha=0.3, encoder=encoder, width=16, batch_size=20, augment=AugmentConfig())
-    return Pretraining(config, fit_input_scale(ssl_clips), 20, torch.device("cpu"))
+    return Pretraining(ssl_clips, PretrainConfig(alpha=0.3, network=encoder, width=16, batch_size=20))
 
 
 @pytest.mark.parametrize("encoder", ["resnet18", "vgg", "crnn"])
@@ -189,18 +189,18 @@ def test_gradient_of_a_pretraining_epoch(ssl_clips, encoder, threads):
     One ReLU that decides otherwise in so small a batch moves it by 1e-4. Measured: 2e-5 (crnn) to 1e-3 (resnet18), with PyTorch's own norm in channels_last 1e-3 to 6e-3.
     """
     run, same = pretraining(ssl_clips, encoder), pretraining(ssl_clips, encoder)
-    assert next(p for p in run.encoder.parameters() if p.dim() == 4 and p.shape[1] > 1).is_contiguous(memory_format=torch.channels_last)
-    pretrain_epoch(run, ssl_clips)
-    ours = torch.cat([p.grad.flatten() for p in (*run.encoder.parameters(), *run.head.parameters()) if p.grad is not None])
-    rows = torch.randperm(len(ssl_clips), generator=same.order)
-    views = same.scale(two_views(ssl_clips, rows, same.config.augment, generator=same.chance))
+    assert next(p for p in run.networks.parameters() if p.dim() == 4 and p.shape[1] > 1).is_contiguous(memory_format=torch.channels_last)
+    pretrain_epoch(run)
+    ours = torch.cat([p.grad.flatten() for p in run.networks.parameters() if p.grad is not None])
+    rows = torch.randperm(len(ssl_clips.train), generator=same.order)
+    views = same.scaler(two_views(ssl_clips.train, rows, same.config.augment, generator=same.view_generator))
     exact = pretraining_gradient(same, views, torch.float64)
     assert relative_error(ours, exact) < 2 * relative_error(pretraining_gradient(same, views, torch.float32), exact) + (1e-4 if encoder == "crnn" else 1e-3)
 
 
 def pretraining_gradient(run, views, dtype):
     """In contiguous memory, with PyTorch's own batch norm."""
-    encoder, head = with_plain_norms(run.encoder).to(dtype).train(), copy.deepcopy(run.head).to(dtype).train()
+    encoder, head = with_plain_norms(run.networks.encoder).to(dtype).train(), copy.deepcopy(run.networks.head).to(dtype).train()
     h = [encoder.embed(part.unsqueeze(1).to(dtype)) for part in views.chunk(2)]
     z = [head(part) for part in h]
     loss = AngularContrastiveLoss(0.3, first_loss=InfoNCE(0.2), constant=RELEASED_CONSTANT_OF_VIEWS)
@@ -211,5 +211,5 @@ def pretraining_gradient(run, views, dtype):
 def test_published_weights_would_load():
     """The exact batch norm has the names of PyTorch's, so that checkpoints fit."""
     for name in ("resnet18", "vgg", "crnn"):
-        encoder = make_encoder(name)
+        encoder = make_network(name, 20, (101, 96))
         with_plain_norms(encoder).load_state_dict(encoder.state_dict())

@@ -7,17 +7,19 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 import soundfile
-from helpers import ROOT, command, environment, make_data_set, run, write_tables
+from helpers import PEAK_BYTES, command, environment, make_data_set, run, write_tables
 
 from acl_paper.data import audio_path, load_clips
-from acl_paper.features import FeatureConfig, extract_features, log_mel, normalise_and_repeat, open_feature_store, read_audio
+from acl_paper.audio import read_audio
+from acl_paper.features import FeatureConfig, extract_features, open_feature_store
+from acl_paper.log_mel import log_mel, normalise_and_repeat
 
 STORE = f"{FeatureConfig().digest}.h5"
 
@@ -34,7 +36,7 @@ def groups(features_dir):
     """Finished groups of clips of an extraction that is not complete: path -> time of change."""
     found = {}
     try:
-        for path in Path(f"{store_path(features_dir)}.groups").rglob("*.h5"):
+        for path in Path(f"{store_path(features_dir)}.groups").rglob("*.zip"):
             found[path.name] = path.stat().st_mtime_ns
     except FileNotFoundError:  # removed while being listed: the extraction is complete
         pass
@@ -113,9 +115,10 @@ def test_full_disk(clips_300, tmp_path, disk_mb, file_mb):
         assert not store_path(features_dir).exists()
         whole = len(groups(features_dir))
         assert whole == 5 if disk_mb == 16 else whole < 5
-        for path in Path(f"{store_path(features_dir)}.groups").rglob("*.h5"):
-            with h5py.File(path) as group:
-                assert len(group["frames"]) == group["n_frames"][()].sum() > 0  # a final name means complete
+        for path in Path(f"{store_path(features_dir)}.groups").rglob("*.zip"):
+            with zipfile.ZipFile(path) as group:
+                n_frames = json.loads(group.read("table.json"))["n_frames"]
+                assert group.testzip() is None and group.getinfo("frames").file_size == sum(n_frames) * 96 * 4 > 0  # a final name means complete
         if disk:
             assert failed.stderr.startswith("acl_features: ")  # no traceback
             assert f"The disk of {store_path(features_dir).parent} is full" in " ".join(failed.stderr.split())  # what, and where
@@ -203,12 +206,11 @@ def test_two_processes_make_one_store(clips_300, tmp_path):
     assert same_store(open_feature_store(store_path(tmp_path / "f")), undisturbed)
 
 
-MEASURE = """
-import json, resource, sys
+MEASURE = PEAK_BYTES + """
+import json
 from acl_paper.features import extract_features
 store = extract_features(sys.argv[1], sys.argv[2], n_jobs=2, report_every_s=None)
-unit = 1 if sys.platform == "darwin" else 1024
-print(json.dumps([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, store.frames.nbytes / 1e6]))
+print(json.dumps([peak_bytes() / 1e6, store.frames.nbytes / 1e6]))
 """
 
 

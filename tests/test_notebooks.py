@@ -105,7 +105,7 @@ def test_nbdev_clean_keeps_the_parameters_tag_but_cleans(copy):
     assert path.read_text() == stored
 
 
-CLEAN = ["losses", "networks", "evaluation", "features", "augment", "results", "embedding_quality", "robust_losses", "inference", "workflow", "console", "mini"]  # modules without a finding; the list grows until it is the whole package
+MODULES = sorted(path.stem for path in (ROOT / "acl_paper").glob("*.py") if not path.stem.startswith("_"))
 
 
 def all_statement_lines(path):
@@ -116,7 +116,14 @@ def all_statement_lines(path):
     return range(0)
 
 
-@pytest.mark.parametrize("module", CLEAN)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_links_to_notebooks_lead_to_one(path):
+    text = "".join(source(cell) for cell in cells(path, "markdown"))
+    missing = [link for link in re.findall(r"\]\(([^)#:]+\.ipynb)", text) if not (path.parent / link).is_file()]
+    assert missing == []
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_ruff_finds_nothing(module):
     """pycodestyle, pyflakes and the order of imports, by docs/ruff.toml."""
     path = ROOT / "acl_paper" / f"{module}.py"
@@ -183,12 +190,33 @@ def test_colab_badges_lead_to_their_notebooks():
     """At the repository that settings.ini names; the README links to the same ones."""
     settings = configparser.ConfigParser(delimiters=["="], interpolation=None)
     settings.read(ROOT / "settings.ini")
-    address = "https://colab.research.google.com/github/{user}/{repo}/blob/{branch}/nbs/".format_map(settings["DEFAULT"])
-    assert {"02_losses.ipynb", "01_motivation.ipynb", "train.ipynb"} <= {path.name for path in COLAB}
+    address = "https://colab.research.google.com/github/{user}/{repo}/blob/{branch}/".format_map(settings["DEFAULT"])
+    assert {"02_losses.ipynb", "01_motivation.ipynb"} <= {path.name for path in COLAB}
     for path in COLAB:
         links = re.findall(r"\]\((https://colab[^)]+\.ipynb)\)", "\n".join(source(cell) for cell in cells(path, "markdown")))
-        assert links == [address + path.name]
-    assert sorted(re.findall(r"\]\((https://colab[^)]+)\)", (ROOT / "README.md").read_text())) == sorted(address + path.name for path in COLAB)
+        assert links == [f"{address}nbs/{path.name}"]
+    opened = [f"nbs/{path.name}" for path in COLAB] + ["docs/colab.ipynb"]
+    assert sorted(re.findall(r"\]\((https://colab[^)]+)\)", (ROOT / "README.md").read_text())) == sorted(address + name for name in opened)
+
+
+def test_training_on_colab_gives_papermill_what_train_has():
+    """A notebook of its own runs `train.ipynb` there, so that the latter opens with its title and nothing else."""
+    text = "\n".join(source(cell) for cell in cells(ROOT / "docs" / "colab.ipynb"))
+    asked = dict(re.findall(r"-p (\w+) \{(\w+)\}", text))
+    known = next(source(cell) for cell in cells(ROOT / "nbs" / "train.ipynb") if "parameters" in cell["metadata"].get("tags", []))
+    assert asked == {"alpha": "alpha", "subset": "subset"} and all(re.search(rf"^{name} = ", known, re.M) for name in asked)
+
+
+EXPERIMENTS = [path for path in NOTEBOOKS if is_skipped(path)]
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=[path.name for path in EXPERIMENTS])
+def test_experiments_open_with_their_title(path):
+    """And every line of them is whole on a screen of 1,440 pixels."""
+    everything = json.loads(path.read_text())["cells"]
+    assert source(everything[0]).startswith("# ")
+    shown = [line for cell in cells(path) for line in source(cell).splitlines()]
+    assert [line for line in shown if len(line) > 110 or line.startswith("#| hide")] == []
 
 
 @pytest.mark.parametrize("path", COLAB, ids=[path.name for path in COLAB])

@@ -94,7 +94,7 @@ def test_pretraining(table, tmp_path):
     done = papermill("pretrain", tmp_path, "-r", "data_dir", table, *small)
     assert done.code == 0, done.log
     (metrics,) = (tmp_path / "runs" / table.name / "pretrain").rglob("metrics.json")
-    assert json.loads((metrics.parent / "config.json").read_text())["counts"] == {"train": 20, "clean": 4, "test": 6}
+    assert json.loads((metrics.parent / "config.json").read_text())["data"]["clips"] == {"pre-training, labels unused": 20, "watching": 4, "test": 6}
 
 
 def test_features_stay_when_the_split_changes(table, tmp_path):

@@ -19,7 +19,9 @@ from helpers import REFERENCE, run
 
 from acl_paper.data import audio_path, class_names, load_clips, split_clips
 from acl_paper.evaluation import clip_outputs, outputs_of, prediction_table
-from acl_paper.features import extract_features, log_mel, log_mel_literal, normalise_and_repeat, read_audio
+from acl_paper.audio import read_audio
+from acl_paper.features import extract_features
+from acl_paper.log_mel import log_mel, log_mel_literal, normalise_and_repeat
 from acl_paper.patches import (Patches, Split, fit_scaler, make_split, test_patch_starts as
                                patch_starts_for_test, training_patch_starts)
 from acl_paper.losses import AngularContrastiveLoss, angular_margin_loss
@@ -177,10 +179,10 @@ def acl():
     x, labels = torch.tensor(golden["x"]), torch.tensor(golden["labels"])
     patches = Patches(x.reshape(800, 96), torch.arange(8) * 100, labels, torch.arange(8))
     step = first_step(Split(patches, patches, patches, None, [str(i) for i in range(20)]), TrainConfig(alpha=0.5))
-    step.model.load_state_dict({key.removeprefix("sd0/"): torch.tensor(value) for key, value in golden.items() if key.startswith("sd0/")})
-    assert sum(p.numel() for p in step.model.parameters()) == 531_238
-    assert step.model.conv3.weight.is_contiguous(memory_format=torch.channels_last)
-    return SimpleNamespace(golden=golden, step=step, model=step.model, x=x, labels=labels)
+    step.network.load_state_dict({key.removeprefix("sd0/"): torch.tensor(value) for key, value in golden.items() if key.startswith("sd0/")})
+    assert sum(p.numel() for p in step.network.parameters()) == 531_238
+    assert step.network.conv3.weight.is_contiguous(memory_format=torch.channels_last)
+    return SimpleNamespace(golden=golden, step=step, model=step.network, x=x, labels=labels)
 
 
 def assert_outputs(acl, mode):

@@ -18,7 +18,7 @@ from helpers import ROOT, command, environment, make_data_set, run
 from acl_paper.pretraining import PretrainConfig
 from acl_paper.probing import ProbeConfig
 from acl_paper.results import collect_runs
-from acl_paper.runs import load_run, load_trained, save_pretrained
+from acl_paper.runs import load_run, save_run
 from acl_paper.training import TrainConfig
 from acl_paper.workflow import differences
 
@@ -27,42 +27,49 @@ FIRST_EDITION = Path(__file__).parent / "first_edition"  # one run of each kind,
 
 def test_a_training_of_the_first_edition():
     run_of_then = load_run(FIRST_EDITION / "training")
-    assert run_of_then.config == TrainConfig(alpha=0.5, subset="noisy_small", epochs=2)
+    assert run_of_then.settings == TrainConfig(alpha=0.5, subset="noisy_small", epochs=2)
     stored = safetensors.torch.load_file(FIRST_EDITION / "training" / "model.safetensors")
-    assert all(torch.equal(value, stored[f"model.{name}"]) for name, value in run_of_then.model.state_dict().items())
-    assert run_of_then.model(torch.zeros(2, 1, 100, 96)).logits.shape == (2, 20)
+    assert all(torch.equal(value, stored[f"model.{name}"]) for name, value in run_of_then.network.state_dict().items())
+    assert run_of_then.network(torch.zeros(2, 1, 100, 96)).logits.shape == (2, 20)
 
 
 def test_a_pretraining_of_the_first_edition():
     run_of_then = load_run(FIRST_EDITION / "pretraining")
-    assert run_of_then.config == PretrainConfig(alpha=0.3, width=8, epochs=2, batch_size=64, n_neighbours=20, evaluate_every=5)
+    assert run_of_then.settings == PretrainConfig(alpha=0.3, width=8, epochs=2, batch_size=64, n_neighbours=20, evaluate_every=5)
     assert {"train_loss", "train_first", "train_angular", "validation_accuracy"} <= set(run_of_then.history)
-    assert run_of_then.head(run_of_then.encoder(torch.zeros(2, 1, 101, 96)).embedding).shape == (2, 512)
+    assert [output.shape for output in run_of_then.network(torch.zeros(2, 1, 101, 96))] == [(2, 512), (2, 64)]
+    stored = safetensors.torch.load_file(FIRST_EDITION / "pretraining" / "encoder.safetensors")
+    assert all(torch.equal(value, stored[name]) for name, value in run_of_then.network.state_dict().items())
+    assert run_of_then.scaler == tuple(stored["scale"].tolist())
 
 
 def test_a_pretraining_made_again_in_a_folder_of_the_first_edition_is_the_new_one(tmp_path):
     folder = shutil.copytree(FIRST_EDITION / "pretraining", tmp_path / "run")
     again = load_run(folder)
     with torch.no_grad():
-        again.head.layers[0].weight.zero_()
+        again.network.head.layers[0].weight.zero_()
     again.best_epoch = 1
-    save_pretrained(folder, again)
-    assert not load_run(folder).head.layers[0].weight.any()
+    save_run(folder, again)
+    assert not load_run(folder).network.head.layers[0].weight.any()
 
 
 def test_a_probe_of_the_first_edition():
     run_of_then = load_run(FIRST_EDITION / "probe")
-    assert run_of_then.config == ProbeConfig(epochs=3)
-    assert run_of_then.pretrained.config.width == 8 and run_of_then.best_epoch in (1, 2, 3)
-    assert run_of_then.encoder(torch.zeros(2, 1, 101, 96)).logits.shape == (2, 20)
+    assert run_of_then.settings == ProbeConfig(epochs=3)
+    assert run_of_then.pretrained["width"] == 8 and run_of_then.best_epoch in (1, 2, 3)
+    patches = torch.randn(2, 1, 101, 96)
+    logits = run_of_then.network(patches).logits
+    assert logits.shape == (2, 20)
+    assert torch.equal(logits, run_of_then.network.encoder(patches).logits)  # where its classifier stood then
 
 
 def test_runs_of_the_first_edition_count_as_finished(tmp_path):
     folder = shutil.copytree(FIRST_EDITION / "training", tmp_path / "mini" / "noisy_small" / "alpha=0.5" / "seed=0")
     assert collect_runs(tmp_path, "mini").folder.tolist() == [folder]
-    assert differences(folder, {"training": {"alpha": 0.5, "subset": "noisy_small", "seed": 0, "epochs": 2}}) == []
-    assert differences(folder, {"training": {"epochs": 40}}) == ["epochs was 2, is 40"]
-    assert differences(FIRST_EDITION / "pretraining", {"pretraining": {"alpha": 0.3, "temperature": 0.2, "epochs": 2}}) == []
+    assert differences(folder, {"settings": {"alpha": 0.5, "subset": "noisy_small", "seed": 0, "epochs": 2}}) == []
+    assert differences(folder, {"settings": {"epochs": 40}}) == ["epochs was 2, is 40"]
+    assert differences(FIRST_EDITION / "pretraining", {"settings": {"alpha": 0.3, "temperature": 0.2, "epochs": 2}}) == []
+    assert differences(FIRST_EDITION / "probe", {"settings": {"task": "linear", "epochs": 3}, "pretrained": {"alpha": 0.3, "epochs": 2}}) == []
 
 
 PROGRAM = textwrap.dedent("""
@@ -70,7 +77,7 @@ PROGRAM = textwrap.dedent("""
     import numpy as np
     import torch
     from acl_paper.patches import Patches, Scaler, Split
-    from acl_paper.runs import save_training
+    from acl_paper.runs import save_run
     from acl_paper.training import TrainConfig, fit
     generator = torch.Generator().manual_seed(0)
     def patches(n):
@@ -79,8 +86,8 @@ PROGRAM = textwrap.dedent("""
     def smoothed(embedding, labels, logits):
         return torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
     loss = smoothed if sys.argv[2] == "function" else None
-    trained = fit(split, TrainConfig(epochs=4, batch_size=8), loss=loss, device="cpu", checkpoint=sys.argv[1] + "/checkpoint.pt", checkpoint_every_s=0, report_every_s=0)
-    save_training(sys.argv[1], trained)
+    run = fit(split, TrainConfig(epochs=4, batch_size=8), loss=loss, device="cpu", checkpoint=sys.argv[1] + "/checkpoint.pt", checkpoint_every_s=0, report_every_s=0)
+    save_run(sys.argv[1], run)
 """)
 
 
@@ -146,10 +153,10 @@ def test_a_network_and_a_loss_of_ones_own_through_papermill(data, tmp_path):
                          "-r", "features_dir", tmp_path / "features"), "--no-progress-bar"], cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     folder = tmp_path / "runs" / "own" / "clean" / "network=my_nets.Tiny" / "first_loss=my_nets.focal" / "alpha=0.5" / "seed=0"
-    assert json.loads((folder / "config.json").read_text())["training"]["network"] == "my_nets:Tiny"
+    assert json.loads((folder / "config.json").read_text())["settings"]["network"] == "my_nets:Tiny"
     with pytest.raises(ValueError, match="network my_nets:Tiny, which cannot be imported here"):
-        load_trained(folder)
-    loaded = run([sys.executable, "-c", f"from acl_paper.runs import load_run; print(type(load_run({str(folder)!r}).model).__name__)"], cwd=tmp_path)
+        load_run(folder)
+    loaded = run([sys.executable, "-c", f"from acl_paper.runs import load_run; print(type(load_run({str(folder)!r}).network).__name__)"], cwd=tmp_path)
     assert loaded.stdout.strip() == "Tiny", loaded.stderr
     predicted = run([*command("acl_predict", data / "FSDnoisy18k.audio_test" / "1.wav", "--run", folder)], cwd=tmp_path)
     assert predicted.returncode == 0 and "1.wav" in predicted.stdout, predicted.stderr

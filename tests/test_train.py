@@ -15,13 +15,13 @@ from helpers import REAL_MINI, ROOT, command, contents, copy_of_repository, run
 
 from acl_paper.data import load_clips
 from acl_paper.evaluation import evaluate
-from acl_paper.runs import load_predictions, load_trained
+from acl_paper.runs import load_predictions, load_run
 from acl_paper.features import FeatureConfig, open_feature_store
 from acl_paper.mini import MiniConfig, make_mini
 from acl_paper.training import TrainConfig
 from acl_paper.patches import make_split
 
-FILES = {"config.json", "history.csv", "model.safetensors", "predictions.csv", "embeddings.npy", "metrics.json",
+FILES = {"README.md", "config.json", "history.csv", "model.safetensors", "predictions.csv", "embeddings.npy", "metrics.json",
          "learning_curves.png", "learning_curves.svg", "confusion.png", "confusion.svg"}
 
 
@@ -72,16 +72,16 @@ def test_run_folder(finished, repository):
     assert set(finished.first) == FILES
     assert all(len(content) > 100 for content in finished.first.values())
     new = {name for name in finished.new if not name.startswith(str(finished.folder.relative_to(repository)))}
-    assert {re.sub(r"[0-9a-f]{8}\.h5", "*.h5", name) for name in new} == {"out.ipynb", "data/features/mini/*.h5", "data/features/mini/*.h5.lock"}
+    assert {re.sub(r"[0-9a-f]{8}\.h5", "*.h5", name) for name in new} == {"out.ipynb", "data/features/mini/*.h5", "data/features/mini/*.h5.lock", "runs/mini/noisy_small/alpha=0.3/.seed=3.lock"}
 
 
 def test_effective_parameters_are_those_asked_for(finished):
     """Papermill only warns when the parameters' tag is lost, and trains with the defaults: so what counts is what was used."""
     config = json.loads(finished.first["config.json"])
-    assert TrainConfig(**config["training"]) == TrainConfig(alpha=0.3, subset="noisy_small", seed=3, epochs=2)
+    assert TrainConfig(**config["settings"]) == TrainConfig(alpha=0.3, subset="noisy_small", seed=3, epochs=2)
     assert FeatureConfig(**config["features"]) == FeatureConfig()
-    assert (config["dataset"]["name"], config["dataset"]["synthetic"], len(config["classes"])) == ("mini", True, 20)
-    assert {name: count["clips"] for name, count in config["counts"].items()} == {"training": 136, "validation": 24, "test": 40}
+    assert (config["data"]["name"], config["data"]["synthetic"], len(config["classes"])) == ("mini", True, 20)
+    assert {name: count["clips"] for name, count in config["data"]["clips"].items()} == {"training": 136, "validation": 24, "test": 40}
     assert {"python", "torch", "numpy", "acl_paper"} <= set(config["versions"])
     shown = "".join(map(text_of, outputs(finished.notebook)))
     for line in (r"alpha +0\.3", r"subset +noisy_small", r"epochs +2", r"seed +3"):
@@ -101,7 +101,7 @@ def test_history(finished):
 def test_predictions_and_metrics(finished, mini):
     table, clips = load_predictions(finished.folder), load_clips(mini)
     classes = sorted(set(clips.label))
-    assert list(table.columns) == ["fname", "truth", "prediction", *classes]
+    assert list(table.columns) == ["fname", "truth", "prediction", "n_patches", *classes]
     test = clips[clips.split == "test"]
     assert table.fname.tolist() == test.fname.tolist() and table.truth.tolist() == test.label.tolist()
     probabilities = table[classes].to_numpy()
@@ -120,9 +120,9 @@ def test_predictions_and_metrics(finished, mini):
 
 
 def test_weights_give_the_predictions_again(finished, repository, mini):
-    trained, clips = load_trained(finished.folder), load_clips(mini)
+    trained, clips = load_run(finished.folder), load_clips(mini)
     store = open_feature_store(next((repository / "data" / "features" / "mini").glob("*.h5")))
-    split = make_split(store, clips, trained.config)
+    split = make_split(store, clips, trained.settings)
     assert np.array_equal(split.scaler.mean, trained.scaler.mean) and np.array_equal(split.scaler.scale, trained.scaler.scale)
     table, embeddings = evaluate(trained, split.test, clips.fname, device="cpu")
     stored = load_predictions(finished.folder)
@@ -236,10 +236,10 @@ def real(tmp_path_factory):
 def test_real_audio(real):
     assert set(contents(real.folder)) == FILES
     config, metrics = (json.loads((real.folder / name).read_text()) for name in ("config.json", "metrics.json"))
-    assert TrainConfig(**config["training"]) == TrainConfig(alpha=0.5, subset="clean", epochs=2)
-    assert (config["dataset"]["name"], config["dataset"]["synthetic"]) == ("real-mini", False)
+    assert TrainConfig(**config["settings"]) == TrainConfig(alpha=0.5, subset="clean", epochs=2)
+    assert (config["data"]["name"], config["data"]["synthetic"]) == ("real-mini", False)
     assert metrics["n_test_clips"] == 40
-    assert 0 < config["counts"]["validation"]["patches"] < 64  # on which the released code crashes
+    assert 0 < config["data"]["clips"]["validation"]["patches"] < 64  # on which the released code crashes
     shown = "".join(map(text_of, outputs(real.base / "out.ipynb")))
     assert "data set real-mini" in shown and "synthetic" not in shown.lower()
 
@@ -248,6 +248,6 @@ def test_classes_are_those_of_the_data(real):
     """17 of FSDnoisy18k's 20."""
     classes = sorted(set(load_clips(REAL_MINI).label))
     assert len(classes) == 17
-    table, trained = load_predictions(real.folder), load_trained(real.folder)
-    assert list(table.columns[3:]) == trained.classes == classes and trained.model.n_classes == 17
+    table, trained = load_predictions(real.folder), load_run(real.folder)
+    assert list(table.columns[4:]) == trained.classes == classes and trained.network.n_classes == 17
     assert np.isclose((table.truth == table.prediction).mean(), json.loads((real.folder / "metrics.json").read_text())["accuracy"])

@@ -187,13 +187,13 @@ def test_2_a_killed_driver_is_noticed_and_the_rest_is_finished(project):
     assert orphans and all(p.is_running() for p in orphans), "the cell should have outlived its driver"
     for p in orphans: p.suspend()
     driver = start(project, **GRID, jobs=2)
-    wait_for(lambda: "waiting for a process of an earlier call" in text_of(project / SECOND / "train.log"), "the two to meet in one cell")
+    wait_for(lambda: "waiting: this notebook is run by another process" in text_of(project / SECOND / "train.log"), "the two to meet in one cell")
     for p in orphans: p.resume()
     error = driver.communicate(timeout=300)[1]
     assert driver.returncode == 0, error
     assert count("train", error) == 1
     assert (project / FIRST / "metrics.json").stat().st_mtime_ns == first
-    config = json.loads((project / SECOND / "config.json").read_text())["training"]
+    config = json.loads((project / SECOND / "config.json").read_text())["settings"]
     assert (config["alpha"], config["subset"], config["seed"], config["epochs"]) == (0.5, "clean", 0, 8)
     assert (project / "figures" / "mini" / "results.csv").is_file()
     assert not [p for p in orphans if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
@@ -202,7 +202,7 @@ def test_2_a_killed_driver_is_noticed_and_the_rest_is_finished(project):
 def test_3_what_is_done_stays_done_until_something_that_matters_changes(project):
     assert "Nothing to be done" in planned(project, **GRID)
     notebook = nbformat.read(project / "nbs" / "train.ipynb", 4)
-    notebook.cells[1].source += "\n\nAnother sentence."
+    notebook.cells[0].source += "\n\nAnother sentence."
     notebook.metadata["edited"] = True
     nbformat.write(notebook, project / "nbs" / "train.ipynb")
     losses = project / "acl_paper" / "losses.py"
@@ -228,7 +228,7 @@ def test_the_self_supervised_part_to_its_end(project):
     encoder = project / "runs" / "mini" / "pretrain" / "resnet18" / "alpha=1.0" / "temperature=0.2" / "seed=0"
     for probe, epochs in (("linear-noisy", 2), ("finetune-noisy", 1), ("finetune-clean", 1)):
         config = json.loads((encoder / probe / "seed=0" / "config.json").read_text())
-        assert (config["probe"]["epochs"], config["pretraining"]["epochs"]) == (epochs, 1)
+        assert (config["settings"]["epochs"], config["pretrained"]["epochs"]) == (epochs, 1)
         assert config["untrained"] is not None  # asked of the baseline
     table = pd.read_csv(project / "figures" / "mini" / "selfsupervised.csv")
     ours = table[table.n_seeds > 0]

@@ -54,3 +54,11 @@ def site() -> Path:
         import subprocess, sys
         subprocess.run([sys.executable, ROOT / "docs" / "build.py", folder], check=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def axe() -> str:
+    "The source of axe-core: ACL_AXE, or where npm puts it (README.md)."
+    file = Path(os.environ.get("ACL_AXE") or ROOT / "_build/node_modules/axe-core/axe.min.js")
+    if not file.exists(): pytest.skip("needs axe-core: npm install --no-save --prefix _build axe-core")
+    return file.read_text()

@@ -1,11 +1,11 @@
 """The built site in a browser, opened from its files. ACL_SCREENSHOTS=folder keeps pictures of the main pages."""
-import base64, os, time
+import base64, functools, http.server, os, threading, time
 from pathlib import Path
 
 import pytest
 from conftest import requests_of
 
-PAGES = ["index", "02_losses", "api/losses", "explorer"]
+PAGES = ["index", "00_overview", "02_losses", "api/losses", "explorer"]
 
 
 def open_page(page, site, name, *, query=""):
@@ -14,6 +14,10 @@ def open_page(page, site, name, *, query=""):
         if page.execute_script("return document.readyState == 'complete' && [...document.querySelectorAll('.math')].every(m => m.querySelector('mjx-container'))"): break
         time.sleep(0.1)
     time.sleep(0.5)
+
+
+def all_pages(site):
+    return [str(path.relative_to(site).with_suffix("")) for path in sorted(site.rglob("*.html")) if "_static" not in path.parts]
 
 
 def keep_screenshot(page, name):
@@ -43,11 +47,57 @@ def test_page_is_drawn_and_asks_for_nothing_outside(chromium, site, name, width,
 
 def test_all_pages_ask_for_nothing_outside(chromium, site):
     page = chromium()
-    for path in sorted(site.rglob("*.html")):
-        if "_static" in path.parts: continue
-        open_page(page, site, str(path.relative_to(site).with_suffix("")))
+    for name in all_pages(site):
+        open_page(page, site, name)
         outside = [url for url in requests_of(page) if not url.startswith(site.as_uri())]
-        assert outside == [], path.name
+        assert outside == [], name
+
+
+def test_every_line_of_code_is_whole(chromium, site):
+    "At 1440 px, of which a scroll bar takes 15; a line of up to 110 characters is not broken either."
+    page = chromium(1425)
+    cut = "return [...document.querySelectorAll('pre')].filter(e => e.scrollWidth > e.clientWidth).map(e => e.innerText.slice(0, 200))"
+    broken = """return [...document.querySelectorAll('.cell_input .line')].filter(line => line.textContent.length <= 110
+        && line.offsetHeight > 1.5 * parseFloat(getComputedStyle(line).lineHeight)).map(line => line.textContent)"""
+    lines = 0
+    for name in all_pages(site):
+        open_page(page, site, name)
+        page.execute_script("document.querySelectorAll('details').forEach(part => part.open = true)")
+        assert page.execute_script(cut) == [], f"{name}: code is cut at the edge"
+        assert page.execute_script(broken) == [], f"{name}: a line of 110 characters does not fit"
+        lines += page.execute_script("return document.querySelectorAll('.cell_input .line').length")
+        assert page.execute_script("return document.documentElement.scrollWidth <= window.innerWidth"), f"{name} scrolls sideways"
+    assert lines > 2000
+
+
+def test_phones_and_keyboards_reach_everything(chromium, site):
+    "At phone width no page scrolls sideways, code that scrolls can be focused, and the copy buttons are there without a mouse."
+    page = chromium(390)
+    unreachable = "return [...document.querySelectorAll('pre')].filter(e => e.scrollWidth > e.clientWidth && e.tabIndex < 0).map(e => e.innerText.slice(0, 200))"
+    scrolling = 0
+    for name in all_pages(site):
+        open_page(page, site, name)
+        assert page.execute_script("return document.documentElement.scrollWidth <= window.innerWidth"), f"{name} scrolls sideways"
+        assert page.execute_script(unreachable) == [], name
+        scrolling += page.execute_script("return [...document.querySelectorAll('pre')].filter(e => e.scrollWidth > e.clientWidth).length")
+        assert page.execute_script("return [...document.querySelectorAll('button.copybtn')].every(b => getComputedStyle(b).opacity == 1)"), name
+    assert scrolling > 100
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_axe_finds_nothing_serious(chromium, site, axe, dark):
+    page = chromium(1440, dark=dark)
+    page.set_script_timeout(300)
+    check = """const done = arguments[0];
+        axe.run(document, {resultTypes: ['violations']}).then(({violations}) => done(violations
+            .filter(v => ['serious', 'critical'].includes(v.impact))
+            .map(v => `${v.id}: ${v.help}; ${v.nodes.length} times, first ${v.nodes[0].html.slice(0, 200)}`)))"""
+    found = {}
+    for name in all_pages(site):
+        open_page(page, site, name)
+        page.execute_script(axe)
+        if problems := page.execute_async_script(check): found[name] = problems
+    assert found == {}
 
 
 def test_search_works_from_files(chromium, site):
@@ -59,6 +109,25 @@ def test_search_works_from_files(chromium, site):
         time.sleep(0.1)
     assert any("api/losses.html" in link for link in found) and any("02_losses.html" in link for link in found), found
     assert [e for e in page.get_log("browser") if e["level"] == "SEVERE"] == []
+
+
+def test_excerpts_of_the_search_show_no_tex(chromium, site):
+    page = chromium()
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_): pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=site)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        page.get(f"http://127.0.0.1:{server.server_port}/search.html?q=margin")
+        for _ in range(100):
+            texts = [e.text for e in page.find_elements("css selector", "#search-results .context")]
+            if len(texts) > 5 and len(texts) == len(page.find_elements("css selector", "#search-results li")): break
+            time.sleep(0.1)
+        server.shutdown()
+    assert len(texts) > 5
+    assert [text for text in texts if "\\" in text or "{" in text] == []
+    assert any("θ" in text or "α" in text for text in texts), texts
 
 
 def test_copy_button_is_there_and_names_lead_to_the_api(chromium, site):
@@ -81,8 +150,8 @@ def test_explorer_changes_its_subset(chromium, site):
     page.execute_script("Bokeh.documents[0].get_model_by_name('subset').active = 3")
     after = page.execute_script(published)
     assert before and after and before != after
-    height = page.execute_script("return Bokeh.index.roots[0].child_views[1].frame.bbox.height")
-    assert 150 < height < 380, "the chart has not found its size"
+    for height in page.execute_script("return Bokeh.index.roots.map(chart => (chart.child_views[1] ?? chart).frame.bbox.height)"):
+        assert 150 < height < 380, "a chart has not found its size"
 
 
 def test_explorer_is_a_table_without_javascript(chromium, site):
