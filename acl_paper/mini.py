@@ -528,7 +528,7 @@ def room_response(rng: np.random.Generator) -> np.ndarray:
 # %% ../nbs/07_mini.ipynb #4898d8e8
 def recorder_response(rng: np.random.Generator, frequency_khz: np.ndarray) -> np.ndarray:
     "What a random recorder makes of each frequency: ups and downs from octave to octave, and a steep cut."
-    gains_db = rng.normal(0, 5, 12)  # at 1/64, 1/32, ... 32 kHz
+    gains_db = rng.normal(0, 4, 12)  # at 1/64, 1/32, ... 32 kHz
     octaves_db = np.interp(np.log2(frequency_khz), np.arange(-6, 6), gains_db)
     return 10 ** (octaves_db / 20) / (1 + (frequency_khz / between(rng, 8, 22)) ** 8)
 
@@ -541,7 +541,7 @@ def record(rng: np.random.Generator, sound: np.ndarray) -> np.ndarray:
     heard = fft.rfft(sound, size) * fft.rfft(room, size) * recorder_response(rng, frequency_khz)
     background = rng.standard_normal(len(heard)) + 1j * rng.standard_normal(len(heard))
     background *= frequency_khz ** -rng.uniform(0, 1)
-    level = 10 ** (-rng.uniform(0, 30) / 20)
+    level = 10 ** (-rng.uniform(2, 30) / 20)
     background *= level * np.linalg.norm(heard) / np.linalg.norm(background)
     return fft.irfft(heard + background, size)[:len(sound)]
 
@@ -588,7 +588,7 @@ class MiniConfig:
     """
     seed: int = 0
     clean_per_class: int = 8
-    noisy_per_class: int = 40
+    noisy_per_class: int = 44
     noisy_small_per_class: int = 10  # of the noisy ones; FSDnoisy18k: 1,003 of 15,813
     test_per_class: int = 12
     share_out_of_vocabulary: float = 0.30
