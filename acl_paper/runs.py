@@ -25,7 +25,7 @@ import pandas as pd
 
 # %% ../nbs/17_runs.ipynb #1e91a1b5
 from .console import check_once, make_folder, write_atomically
-from .data import DatasetLocation
+from .data import DatasetLocation, read_description
 from .features import FeatureConfig, FeatureStore
 
 # %% ../nbs/17_runs.ipynb #7d0a634a
@@ -537,7 +537,8 @@ def about_run(location: DatasetLocation, store: FeatureStore, device, table: str
     """
     import torch
 
-    data = {"name": location.name, "synthetic": location.synthetic}
+    version = (read_description(location.root) or {}).get("version")
+    data = {"name": location.name, "version": version, "synthetic": location.synthetic}
     data |= {"store": store.path.name, "source": store.source, "table": table, "clips": counts}
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     return {"data": data, "machine": {"device": card, "threads": torch.get_num_threads()}}
