@@ -44,7 +44,7 @@ demo: $(READY)
 	  -r dataset mini -p alpha $(call quoted,$(ALPHA)) -p subset $(call quoted,$(SUBSET)) -p seed $(call quoted,$(SEED))
 
 test: $(READY)-test
-	PATH="$(BIN):$$PATH" python -m pytest tests -ra
+	PATH="$(BIN):$$PATH" python -m pytest tests -ra --numprocesses=2 --dist=loadscope --durations=10
 
 test-notebooks: $(READY)-test
 	PATH="$(BIN):$$PATH" python -m pytest tests/check_notebooks.py -ra
