@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ORDINARY', 'HEADROOM', 'COSINE_LIMIT', 'RELEASED_CONSTANT', 'RELEASED_CONSTANT_OF_VIEWS', 'IGNORED', 'unit_vectors',
-           'without_autocast', 'pairwise_angles', 'angular_margin_loss', 'check_setting', 'check_alpha', 'LossTerms',
-           'CheckedSettings', 'gather_ranks', 'AngularContrastiveLoss', 'info_nce', 'InfoNCE']
+           'without_autocast', 'pairwise_angles', 'angular_margin_loss', 'check_setting', 'check_alpha', 'check_margin',
+           'LossTerms', 'CheckedSettings', 'gather_ranks', 'AngularContrastiveLoss', 'info_nce', 'InfoNCE']
 
 # %% ../nbs/02_losses.ipynb #63b23487
 import math
@@ -136,7 +136,7 @@ def angular_margin_loss(embedding: Tensor, labels: Tensor, *, margin_rad: float 
     ----------
     The paper, equation 2; Choi, Som and Turaga (2020), AMC-Loss, arXiv:2004.09805.
     """
-    _check_margin(margin_rad)
+    check_margin(margin_rad)
     _check_reduction(reduction)
     _check_constant(constant)
     embedding, labels = _checked_batch("embedding", embedding, labels)
@@ -206,7 +206,8 @@ def check_alpha(alpha: float) -> float:
     return float(alpha)
 
 # %% ../nbs/02_losses.ipynb #8a36ae20
-def _check_margin(margin_rad):
+def check_margin(margin_rad: float) -> float:
+    "`margin_rad`, or a ValueError when it is not a number in [0, pi]."
     right = _is_number(margin_rad) and 0 <= margin_rad <= math.pi
     check_setting(right, "margin_rad", "in [0, pi] radians", margin_rad)
     return margin_rad
@@ -415,7 +416,7 @@ class AngularContrastiveLoss(CheckedSettings):
     >>> loss(torch.randn(8, 48), torch.arange(8) % 3, torch.randn(8, 3)).shape
     torch.Size([])
     """
-    checks = {"alpha": check_alpha, "margin_rad": _check_margin, "reduction": _check_reduction,
+    checks = {"alpha": check_alpha, "margin_rad": check_margin, "reduction": _check_reduction,
               "constant": _check_constant}
 
     def __init__(self, alpha: float = 0.5, *, margin_rad: float = 0.5, reduction: str = "released",

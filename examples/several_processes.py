@@ -1,7 +1,8 @@
 """Two processes train one network with the loss of their joined batch: python several_processes.py
 
-Each process has half of the batch; with `gather=True` its loss sees the rows of the other half too. The last lines compare
-with one process that has the whole batch. On GPUs the backend is "nccl", and every rank moves its network to its own device.
+Each process has half of the batch; with `gather=True` its loss sees the rows of the other half too. The last
+lines compare with one process that has the whole batch. On GPUs the backend is "nccl", and every rank moves
+its network to its own device.
 """
 import tempfile
 from pathlib import Path
