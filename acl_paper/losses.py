@@ -372,9 +372,9 @@ class AngularContrastiveLoss(CheckedSettings):
     """ACL = alpha * L1 + (1 - alpha) * angular margin loss: the paper, equation 3, for labels and for views.
 
     With "released", the paper's reduction, the angular loss grows with the square of the batch: random
-    embeddings of 20 classes give about 10, 160 and 2,600 for batches of 64, 256 and 1,024, beside a
-    cross-entropy near 3. It suits the paper's 64 patches (128 clips of two views, with a constant of 25). For
-    batches of another size take "mean", which does not depend on it, and choose alpha anew.
+    embeddings of 20 classes give 10, 169 and 2,601 for batches of 64, 256 and 1,024, beside a cross-entropy
+    of 3. It suits the paper's 64 patches (128 clips of two views, with a constant of 25). For batches of
+    another size take "mean", which does not depend on it, and choose alpha anew.
 
     Parameters
     ----------
