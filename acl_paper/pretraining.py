@@ -112,7 +112,8 @@ def _restore_types(config):
     object.__setattr__(config, "milestones", tuple(config.milestones))
 
 # %% ../nbs/14_pretraining.ipynb #7e8db3c9
-PRETRAIN_CHOICES = {"keep": ("best", "last"), "precision": ("float32", "bfloat16")}
+PRETRAIN_CHOICES = {"keep": ("best", "last"), "precision": ("float32", "bfloat16"),
+                    "reduction": ("released", "mean", "sum")}
 NAMED = {"first_loss": ["info_nce"], "loss": ["acl"], "optimiser": ["sgd"], "views": ["two_views"]}
 LEAST = {"width": 1, "epochs": 1, "batch_size": 2, "patch_frames": 1, "patch_hop": 1, "n_neighbours": 1,
          "evaluate_every": 1}
