@@ -35,6 +35,7 @@ from acl_paper.console import (
     file_state,
     is_settled,
     printable,
+    progress_in_megabytes,
     read_cache,
     write_cache,
 )
@@ -469,8 +470,15 @@ def audio_contents(root: str | Path, clips: pd.DataFrame, *, n_jobs: int | None 
             contents[path] = noted[1]
     unknown = [path for path in states if path not in contents]
     if unknown:
-        with ThreadPoolExecutor(n_jobs or usable_cores()) as pool:
-            contents |= zip(unknown, pool.map(lambda path: file_content(Path(root, path)), unknown))
+        n_bytes = {path: int(states[path].split()[0]) for path in unknown}
+        with (
+            ThreadPoolExecutor(n_jobs or usable_cores()) as pool,
+            progress_in_megabytes(sum(n_bytes.values()), "reading the audio files") as progress,
+        ):
+            found = pool.map(lambda path: file_content(Path(root, path)), unknown)
+            for path, content in zip(unknown, found):
+                contents[path] = content
+                progress.advance(n_bytes[path] / 1e6)
         note_contents(root, states, contents)
     return [contents[path] for path in clips["path"]]
 

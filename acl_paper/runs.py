@@ -540,7 +540,7 @@ def about_run(location: DatasetLocation, store: FeatureStore, device, table: str
     version = (read_description(location.root) or {}).get("version")
     data = {"name": location.name, "version": version, "synthetic": location.synthetic}
     data |= {"store": store.path.name, "source": store.source, "table": table, "clips": counts}
-    card = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {"data": data, "machine": {"device": card, "threads": torch.get_num_threads()}}
 
 # %% ../nbs/17_runs.ipynb #5c95e3fb
