@@ -285,7 +285,7 @@ def hear(classifier, recording: Recording) -> Heard:
                  recording.can_be_answered)
 
 # %% ../nbs/20_inference.ipynb #c5ecf229
-ROW = ("file", "prediction", "probability", "seconds", "note")  # before the probabilities
+ROW = ("file", "prediction", "probability", "seconds", "note", "model")  # names of other columns
 
 
 def row_of(name: str, heard: Heard, classes: list[str], *, top: int = 1, threshold: float = 0.0) -> dict:
