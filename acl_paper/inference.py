@@ -30,7 +30,7 @@ from .networks import placed
 from .runs import load_run
 
 # %% ../nbs/20_inference.ipynb #c53e781c
-KEPT_BLOCKS = 8  # at most so many blocks of a recording stay in memory: 3 minutes at 44.1 kHz
+KEPT_BLOCKS = 4  # blocks of a recording that may stay in memory: 95 seconds at 44.1 kHz
 
 
 def two_passes(open_blocks: Callable[[], Iterator[np.ndarray]]) -> tuple[Iterator, Callable[[], Iterator]]:
@@ -115,7 +115,7 @@ def log_mel_blocks(blocks: Iterable[np.ndarray], config: FeatureConfig, *, mean:
 
 # %% ../nbs/20_inference.ipynb #787030b6
 def patch_batches(blocks: Iterable[np.ndarray], patch_frames: int, hop: int, *,
-                  n_at_once: int = 64) -> Iterator[Tensor]:
+                  n_at_once: int = 8) -> Iterator[Tensor]:
     """Patches of a recording whose frames come in blocks: one every `hop` frames, all that fit.
 
     Parameters
@@ -127,7 +127,7 @@ def patch_batches(blocks: Iterable[np.ndarray], patch_frames: int, hop: int, *,
     hop : int
         Frames from one patch to the next, at most T.
     n_at_once : int
-        Patches of a batch at least, but for the last.
+        Patches of a batch at least, but for the last. Few, as their feature maps take the most memory.
 
     Yields
     ------
