@@ -4,22 +4,26 @@
 # make reproduce   the paper's table with its figures; the same command resumes after an interruption (SNAKEMAKE=-n: what is left to do)
 #                  PART=selfsupervised: pre-training, probes and their table instead; PART=all: both
 # make results     the table and the figures of the runs that are there (PART=selfsupervised: of the probes)
+# make gpu         what only a GPU can tell, in under ten minutes: figures/benchmark/gpu.json (DEVICE=cpu QUICK=1: try the command on a CPU)
 # make docs        the site, in _build/html
 # make notebooks   run the notebooks again and keep their outputs     make readme   README.md from nbs/index.ipynb
 # make test-installs     fresh environments of every Python that settings.ini names: pinned, lowest and newest versions (ONLY="3.13 and lowest": some)
 # Each works on a bare clone: the environment is made on first use, with what is run and no more; make setup brings all of it.
 PYTHON ?= python3
 VENV   ?= .venv
-BIN    := $(abspath $(VENV))/bin
+BIN    := $(if $(filter /%,$(VENV)),,$$PWD/)$(VENV)/bin
 READY  := $(VENV)/.ready
-INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e
+INSTALL = "$(BIN)/python" -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e
 
 ALPHA  ?= 0.5
 SUBSET ?= clean
 SEED   ?= 0
 DEMO   := runs/mini/$(SUBSET)/alpha=$(ALPHA)/seed=$(SEED)
 
-.PHONY: setup demo test test-notebooks test-installs reproduce results docs notebooks readme clean
+# A text as one word of the shell, whatever it holds.
+quoted  = '$(subst ','\'',$(1))'
+
+.PHONY: setup demo test test-notebooks test-installs reproduce results gpu docs notebooks readme clean
 setup: $(READY)-dev
 
 $(READY): constraints.txt settings.ini setup.py
@@ -32,50 +36,53 @@ $(READY): constraints.txt settings.ini setup.py
 # The tests start hundreds of processes that leave no bytecode: for them all of it is compiled here (one file of torch is for a newer Python).
 $(READY)-%: $(READY)
 	$(INSTALL) '.[$*]'
-	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
+	"$(BIN)/python" -m compileall -qq -j 0 "$(VENV)/lib" || true
 	touch $@
 
 demo: $(READY)
-	mkdir -p '$(DEMO)'
-	PATH="$(BIN):$$PATH" papermill nbs/train.ipynb '$(DEMO)/train.ipynb' -k python3 --no-progress-bar --log-level WARNING --stdout-file /dev/stdout \
-	  -r dataset mini -p alpha $(ALPHA) -p subset $(SUBSET) -p seed $(SEED)
+	mkdir -p $(call quoted,$(DEMO))
+	PATH="$(BIN):$$PATH" papermill nbs/train.ipynb $(call quoted,$(DEMO)/train.ipynb) -k python3 --no-progress-bar --log-level WARNING --stdout-file /dev/stdout \
+	  -r dataset mini -p alpha $(call quoted,$(ALPHA)) -p subset $(call quoted,$(SUBSET)) -p seed $(call quoted,$(SEED))
 
 test: $(READY)-test
-	PATH="$(BIN):$$PATH" python -m pytest tests -ra
+	PATH="$(BIN):$$PATH" python -m pytest tests -ra --numprocesses=2 --dist=loadscope --durations=10
 
 test-notebooks: $(READY)-test
 	PATH="$(BIN):$$PATH" python -m pytest tests/check_notebooks.py -ra
 
 test-installs: $(READY)-test
-	PATH="$(BIN):$$PATH" python -m pytest tests/check_installs.py -ra $(if $(ONLY),-k '$(ONLY)')
+	PATH="$(BIN):$$PATH" python -m pytest tests/check_installs.py -ra $(if $(ONLY),-k $(call quoted,$(ONLY)))
 
 # DATA=folder ALPHAS="1 0.5" SUBSETS="clean noisy_small" SEEDS="0 1" EPOCHS=40 JOBS=2 THREADS=1 GPUS=1 CELLS_PER_GPU=4 PROFILE=profiles/slurm
 # PART=selfsupervised: also TEMPERATURES="0.2 0.3" LINEAR_EPOCHS=200 FINETUNE_EPOCHS=20, no SUBSETS
 RUNS    ?= runs
 FIGURES ?= figures
-option   = $(if $($(2)),--$(1) '$($(2))')
+option   = $(if $($(2)),--$(1)=$(call quoted,$($(2))))
 
 reproduce: $(READY)-workflow
-	PATH="$(BIN):$$PATH" acl_reproduce --runs '$(RUNS)' --figures '$(FIGURES)' $(call option,features,FEATURES) $(call option,data,DATA) $(call option,dataset,DATASET) \
+	PATH="$(BIN):$$PATH" acl_reproduce --runs=$(call quoted,$(RUNS)) --figures=$(call quoted,$(FIGURES)) $(call option,features,FEATURES) $(call option,data,DATA) $(call option,dataset,DATASET) \
 	  $(call option,part,PART) $(call option,alphas,ALPHAS) $(call option,subsets,SUBSETS) $(call option,temperatures,TEMPERATURES) $(call option,seeds,SEEDS) \
 	  $(call option,epochs,EPOCHS) $(call option,linear_epochs,LINEAR_EPOCHS) $(call option,finetune_epochs,FINETUNE_EPOCHS) \
 	  $(call option,jobs,JOBS) $(call option,threads,THREADS) $(call option,gpus,GPUS) $(call option,cells_per_gpu,CELLS_PER_GPU) \
-	  $(call option,profile,PROFILE) $(if $(SNAKEMAKE),--more='$(SNAKEMAKE)')
+	  $(call option,profile,PROFILE) $(call option,more,SNAKEMAKE)
 
 results: RESULTS = results$(if $(filter selfsupervised,$(PART)),_selfsupervised)
 results: $(READY)
-	mkdir -p '$(FIGURES)/$(or $(DATASET),mini)'
-	PATH="$(BIN):$$PATH" papermill nbs/$(RESULTS).ipynb '$(FIGURES)/$(or $(DATASET),mini)/$(RESULTS).ipynb' -k python3 --no-progress-bar --log-level WARNING \
-	  --stdout-file /dev/stdout -r dataset '$(or $(DATASET),mini)' -r runs_dir '$(RUNS)' -r figures_dir '$(FIGURES)'
+	mkdir -p $(call quoted,$(FIGURES)/$(or $(DATASET),mini))
+	PATH="$(BIN):$$PATH" papermill nbs/$(RESULTS).ipynb $(call quoted,$(FIGURES)/$(or $(DATASET),mini)/$(RESULTS).ipynb) -k python3 --no-progress-bar --log-level WARNING \
+	  --stdout-file /dev/stdout -r dataset $(call quoted,$(or $(DATASET),mini)) -r runs_dir $(call quoted,$(RUNS)) -r figures_dir $(call quoted,$(FIGURES))
+
+gpu: $(READY)-workflow
+	@PATH="$(BIN):$$PATH" python -m benchmarks.gpu $(call option,device,DEVICE) $(call option,out,OUT) $(if $(QUICK),--quick)
 
 docs: $(READY)-docs
-	$(BIN)/python docs/build.py
+	"$(BIN)/python" docs/build.py
 
 notebooks: $(READY)-test
-	$(BIN)/python docs/refresh_notebooks.py
+	"$(BIN)/python" docs/refresh_notebooks.py
 
 readme: $(READY)
-	$(BIN)/python docs/make_readme.py
+	"$(BIN)/python" docs/make_readme.py
 
 clean:
-	rm -rf $(VENV) _build build *.egg-info
+	rm -rf "$(VENV)" _build build *.egg-info

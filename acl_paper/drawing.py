@@ -433,11 +433,13 @@ def embedding_map(folder: str | Path, *, seed: int = 0) -> pd.DataFrame:
         One row per clip: x and y in [-1, 1], and truth.
     """
     embeddings = np.load(Path(folder)/"embeddings.npy")
-    perplexity = min(30, (len(embeddings) - 1) / 3)
-    tsne = TSNE(metric="cosine", init="random", perplexity=perplexity, random_state=seed)
-    plane = tsne.fit_transform(embeddings)
-    plane -= (plane.min(0) + plane.max(0)) / 2
-    plane /= np.abs(plane).max()
+    plane = np.zeros((len(embeddings), 2))
+    if len(embeddings) > 1:  # one clip has no neighbours, and lies in the middle
+        perplexity = min(30, (len(embeddings) - 1) / 3)
+        tsne = TSNE(metric="cosine", init="random", perplexity=perplexity, random_state=seed)
+        plane = tsne.fit_transform(embeddings)
+        plane -= (plane.min(0) + plane.max(0)) / 2
+        plane /= np.abs(plane).max()
     return pd.DataFrame({"x": plane[:, 0], "y": plane[:, 1], "truth": load_predictions(folder).truth})
 
 

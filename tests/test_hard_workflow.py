@@ -180,6 +180,20 @@ def test_folders_may_have_any_name(project, tmp_path):
     assert "Nothing to be done" in again.stdout + again.stderr
 
 
+def test_make_in_folders_of_any_name(project, tmp_path):
+    """The environment is this one, said to be up to date."""
+    root = tmp_path / NAMES["project"]
+    shutil.copytree(project, root, ignore=shutil.ignore_patterns(".snakemake", "runs", "figures", "features"))
+    (root / ".venv").symlink_to(sys.prefix)
+    folders = {"RUNS": "r; touch R; '\"\\ $(touch R2) ü 🐦", "FIGURES": NAMES["figures"]}
+    ready = [f"--assume-old=.venv/{name}" for name in (".ready", ".ready-workflow")]
+    settings = [f"{name}={value.replace('$', '$$')}" for name, value in folders.items()]
+    done = run(["make", *ready, "reproduce", *settings, "DATASET=mini", "ALPHAS=1", "SUBSETS=clean", "SEEDS=0", "SNAKEMAKE=-n"], cwd=root)
+    assert done.returncode == 0, done.stderr
+    assert f"output: {folders['RUNS']}/mini/clean/alpha=1.0/seed=0" in done.stdout + done.stderr
+    assert not {"P", "R", "R2", "F", "F2"} & {path.name for path in tmp_path.rglob("*")}
+
+
 @pytest.mark.parametrize("name", ["{alpha}", "{}", "a}b", "two\nlines", "line\r", "-rf", "--runs"])
 def test_what_a_pattern_cannot_hold_is_reached_by_a_link(name, tmp_path):
     link = linked(str(tmp_path / name) if name[0] != "-" else name, str(tmp_path / "links"))
@@ -296,3 +310,4 @@ def test_two_drivers(project, data, tmp_path):
     assert first.returncode == 0, error
     third = reproduce(project, "--more=--until features", **settings(data, tmp_path))
     assert third.returncode == 0, third.stderr
+

@@ -100,7 +100,7 @@ def test_make_passes_its_settings_on(project):
     done = subprocess.run(["make", "-n", "reproduce", *(f"{name}={value}" for name, value in settings.items())], cwd=project, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     for name, value in settings.items():
-        assert f"--{name.lower()} '{value}'" in done.stdout
+        assert f"--{name.lower()}='{value}'" in done.stdout
 
 
 def test_cells_take_turns_on_the_gpus(project):
