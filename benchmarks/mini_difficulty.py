@@ -29,7 +29,7 @@ def baseline_row(location: DatasetLocation, store: FeatureStore, config: TrainCo
     "Train and test the baseline once; the accuracy is a share of the `n` test clips."
     clips = load_clips(location.root)
     split = make_split(store, clips, config)
-    trained = fit(split, config, features=store.config, device="cpu")
+    trained = fit(split, config, device="cpu")
     predictions, _ = evaluate(trained, split.test, clips.fname, device="cpu")
     result = accuracy(predictions)
     return dict(zip(COLUMNS, [config.seed, config.subset, result.value, result.n, MINI_VERSION]))
