@@ -537,7 +537,8 @@ class DatasetLocation(NamedTuple):
     synthetic: bool
 
 # %% ../nbs/05_data.ipynb #70a04556
-def _check_name(name: str, what: str = "The data set's name", advice: str = "Give another: -p dataset") -> str:
+def _check_name(name: str, what: str = "The data set's name",
+                advice: str = "Give another: -p dataset") -> str:
     "A name that is safe as a folder name, or a `DatasetError` that proposes one."
     reserved = dict.fromkeys(GENERATED, "the synthetic set") | {"auto": "the choice by itself"}
     if name.casefold() in reserved:

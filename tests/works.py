@@ -1,4 +1,7 @@
-"""Work that tests interrupt, each piece small and the same every time; plain functions, so that a process of its own can do it."""
+"""Work that tests interrupt, each piece small and the same every time.
+
+Each function puts something into a folder; it needs nothing of a test, so that a process of its own can do it.
+"""
 import numpy as np
 import pandas as pd
 import torch
@@ -21,16 +24,17 @@ QUIET = {"device": "cpu", "report_every_s": None}
 CLASSES = ["None", "Wörter, viele", "c"]
 
 
-def extract(root, path):
-    extract_features(root, path, config=SMALL, n_jobs=2, report_every_s=None)
+def extract(folder, root):
+    folder.mkdir(exist_ok=True)
+    extract_features(root, folder / "x.h5", config=SMALL, n_jobs=2, report_every_s=None)
 
 
-def mini(dest):
-    make_mini(dest, TINY_MINI, n_jobs=1, every_s=None)
+def mini(folder):
+    make_mini(folder / "mini", TINY_MINI, n_jobs=1, every_s=None)
 
 
-def download(dest, url, md5s):
-    download_fsdnoisy18k(dest, base_url=url, md5s=md5s, say=lambda line: None)
+def download(folder, url, md5s):
+    download_fsdnoisy18k(folder, base_url=url, md5s=md5s, say=lambda line: None)
 
 
 def random_split():
@@ -53,17 +57,17 @@ def train(folder, **settings):
 
 
 def random_clips():
-    """Sixty clips of forty to ninety frames."""
+    """Twenty-four clips of forty to ninety frames."""
     generator = torch.Generator().manual_seed(0)
-    n_frames = torch.randint(40, 90, (60,), generator=generator)
+    n_frames = torch.randint(40, 90, (24,), generator=generator)
     frames = torch.randn(int(n_frames.sum()), 32, generator=generator)
-    data = ClipFrames(frames, n_frames.cumsum(0) - n_frames, n_frames, torch.arange(60) % 3, torch.arange(60))
+    data = ClipFrames(frames, n_frames.cumsum(0) - n_frames, n_frames, torch.arange(24) % 3, torch.arange(24))
     return ClipSplit(data, data, data, CLASSES, FeatureConfig(n_mels=32))
 
 
 def pretrain(folder):
     """A pre-training with a checkpoint after every epoch, and what it leaves."""
-    config = PretrainConfig(width=4, epochs=6, batch_size=8, patch_frames=33, patch_hop=16, n_neighbours=5, evaluate_every=3)
+    config = PretrainConfig(width=2, epochs=5, batch_size=8, patch_frames=33, patch_hop=16, n_neighbours=5, evaluate_every=3)
     save_run(folder, fit_encoder(random_clips(), config, checkpoint=f"{folder}/checkpoint.pt", checkpoint_every_s=0, **QUIET))
 
 
