@@ -6,10 +6,12 @@
 __all__ = ['USUAL', 'FIRST_EDITION', 'FIRST_EDITION_VALUES', 'FIRST_EDITION_COLUMNS', 'WHAT', 'CARD', 'check_parameters',
            'unusual_parts', 'run_folder', 'pretrain_folder', 'probe_folder', 'read_metrics', 'is_finished',
            'checked_bytes', 'with_current_names', 'read_config', 'settings_of', 'save_run', 'software_versions',
-           'model_card', 'load_run', 'load_predictions', 'data_note', 'caption', 'about_run', 'save_figures']
+           'predictions_csv', 'model_card', 'load_run', 'load_predictions', 'data_note', 'caption', 'about_run',
+           'save_figures']
 
 # %% ../nbs/17_runs.ipynb #e46e5171
 import ast
+import csv
 import hashlib
 import io
 import json
@@ -292,7 +294,7 @@ def save_run(folder: str | Path, run, *, predictions: pd.DataFrame | None = None
         "README.md": model_card(config, metrics).encode(),
     }
     if predictions is not None:
-        files["predictions.csv"] = predictions.to_csv(index=False, float_format="%.6g").encode()
+        files["predictions.csv"] = predictions_csv(predictions).encode()
     if embeddings is not None:
         files["embeddings.npy"] = _npy(embeddings)
     for name, content in files.items():
@@ -344,6 +346,14 @@ def _weights_of(run):
     for name in ("mean", "scale"):
         tensors[f"scaler.{name}"] = torch.as_tensor(getattr(run.scaler, name), dtype=torch.float64)
     return safetensors.torch.save(tensors)
+
+
+def predictions_csv(table: pd.DataFrame) -> str:
+    "A table of predictions as CSV, whatever text its names hold."
+    text = table.to_csv(index=False, float_format="%.6g")
+    if "\r" not in text:
+        return text
+    return table.to_csv(index=False, float_format="%.6g", quoting=csv.QUOTE_NONNUMERIC)  # else \r ends a line
 
 
 def _npy(array):

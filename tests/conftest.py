@@ -10,22 +10,27 @@ from chance import SEED
 from acl_paper.runs import software_versions
 
 ROWS = []
+VERSIONS = ", ".join(f"{name} {version}" for name, version in software_versions().items())
 COLUMNS = ("what", "seed", "n", "right", "refused", "wrong", "promise", "date", "versions")
 
 
 @pytest.fixture
 def tried(request):
-    """`tried("audio files", right=200, refused=400, wrong=0)`: printed, and a row of the file; what is promised is the first line of the test's text."""
+    """`tried("audio files", right=200, refused=400, wrong=0)` is a line at the end and a row of the file; the promise is the first line of the test's text."""
     def note(what, *, right=0, refused=0, wrong=0):
         n = right + refused + wrong
-        print(f"{what}, seed {SEED}: {n} tried, {right} right, {refused} refused, {wrong} wrong")
         promise = request.function.__doc__.strip().splitlines()[0]
-        versions = ", ".join(f"{name} {version}" for name, version in software_versions().items())
-        ROWS.append((what, SEED, n, right, refused, wrong, promise, datetime.date.today().isoformat(), versions))
+        ROWS.append((what, SEED, n, right, refused, wrong, promise, datetime.date.today().isoformat(), VERSIONS))
         if "ACL_TRIED" in os.environ:
             write_rows(Path(os.environ["ACL_TRIED"]))
 
     return note
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What was tried, with its seed."""
+    for what, seed, n, right, refused, wrong, *_ in ROWS:
+        terminalreporter.write_line(f"{what}: seed {seed}, {n} tried, {right} right, {refused} refused, {wrong} wrong")
 
 
 def write_rows(path):
