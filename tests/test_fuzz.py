@@ -182,7 +182,7 @@ def test_run_folders_changed_by_chance(trained, tmp_path, tried, name):
     """A damaged run is read as it was written, or refused in an error that names its file."""
     runs, folder, right = trained
     outcomes = Outcomes(ValueError, FileNotFoundError)
-    for i in range(rounds(60)):
+    for i in range(rounds(30)):
         dice, copy = chance("runs", name, i), tmp_path / str(i)
         shutil.copytree(runs, copy)
         file = copy / folder.relative_to(runs) / name
@@ -202,7 +202,7 @@ def test_runs_of_the_first_edition_changed_by_chance(tmp_path, tried, kind):
     original = Path(__file__).parent / "first_edition" / kind
     names = [path.name for path in original.iterdir() if path.suffix in (".json", ".csv", ".safetensors")]
     outcomes = Outcomes(ValueError, FileNotFoundError)
-    for i in range(rounds(60)):
+    for i in range(rounds(30)):
         dice, folder = chance("first edition", kind, i), tmp_path / str(i)
         file = shutil.copytree(original, folder) / dice.choice(names)
         if file.suffix == ".json" and dice.random() < 0.8:
@@ -228,7 +228,7 @@ def test_checkpoints_changed_by_chance(tmp_path, tried):
         return as_lists(other.state())
 
     outcomes = Outcomes(ValueError)
-    for i in range(rounds(60)):
+    for i in range(rounds(30)):
         path.write_bytes(changed(content, chance("checkpoints", i))[0])
         outcomes.add(i, resumed, names=[path], is_right=lambda found: found == right)
     outcomes.report(tried, "checkpoints")
