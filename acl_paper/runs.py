@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 
 # %% ../nbs/17_runs.ipynb #1e91a1b5
-from .console import check_once, make_folder, write_atomically
+from .console import DatasetError, check_once, make_folder, write_atomically
 from .data import DatasetLocation
 from .features import FeatureConfig, FeatureStore
 
@@ -157,7 +157,7 @@ def checked_bytes(path: str | Path) -> bytes:
     ------
     FileNotFoundError
         when there is none.
-    ValueError
+    DatasetError
         when it is not what was written, naming the file.
     """
     path = Path(path)
@@ -165,8 +165,8 @@ def checked_bytes(path: str | Path) -> bytes:
     metrics = path.with_name("metrics.json")
     expected = _metrics_and_sums(metrics)[1].get(path.name) if is_finished(path.parent) else None
     if expected and _sum_of(content) != expected:
-        raise ValueError(f"{path} is damaged (its checksum is not what {metrics.name} says); "
-                         "make the run again")
+        raise DatasetError(f"{path} is damaged (its checksum is not what {metrics.name} says); "
+                           "make the run again")
     return content
 
 # %% ../nbs/17_runs.ipynb #3c50898e
@@ -209,7 +209,7 @@ def read_config(folder: str | Path) -> dict:
     ------
     FileNotFoundError
         when there is none.
-    ValueError
+    DatasetError
         when it cannot be read, naming the file.
     """
     path = Path(folder)/"config.json"
@@ -217,7 +217,8 @@ def read_config(folder: str | Path) -> dict:
         config = json.loads(checked_bytes(path))
         return config if "settings" in config else _of_first_edition(config)
     except (AttributeError, KeyError, RecursionError, StopIteration, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({type(error).__name__} {error}); make the run again") from None
+        why = f"{type(error).__name__} {error}"
+        raise DatasetError(f"{path} is damaged ({why}); make the run again") from None
 
 
 def _of_first_edition(config):
@@ -448,7 +449,7 @@ def load_run(folder: str | Path, *, network=None):
     ------
     FileNotFoundError
         when the folder is not a finished run, naming what it lacks.
-    ValueError
+    DatasetError
         when a file is damaged, or the run's network cannot be imported, with its path.
     """
     from acl_paper.evaluation import Run
@@ -464,19 +465,19 @@ def load_run(folder: str | Path, *, network=None):
         trained.load_state_dict(_without_prefix("network.", weights))
         scaler = _scaler(weights)
     except (KeyError, RuntimeError) as error:
-        raise ValueError(f"the weights in {folder} are not those of its network: {error}") from None
+        raise DatasetError(f"the weights in {folder} are not those of its network: {error}") from None
     return Run(config["kind"], trained.eval(), scaler, settings, features, classes, history, best_epoch,
                config.get("pretrained"))
 
 
 def _whole(path, read):
-    "What `read` makes of a file; a ValueError that names it when it cannot."
+    "What `read` makes of a file; a DatasetError that names it when it cannot."
     try:
         return read(path)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         if str(path.parent) in str(error):
             raise
-        raise ValueError(f"{path} is damaged ({error}); make the run again") from None
+        raise DatasetError(f"{path} is damaged ({error}); make the run again") from None
 
 
 def _described(config):
@@ -504,8 +505,8 @@ def _rebuilt(folder, config, n_mels, network):
         name = config.get("pretrained", config["settings"]).get("network", "")
         if ":" not in name:
             raise
-        raise ValueError(f"{folder} was made with the network {name}, which cannot be imported here "
-                         f"({error}); pass it in: load_run(folder, network=...)") from None
+        raise DatasetError(f"{folder} was made with the network {name}, which cannot be imported here "
+                           f"({error}); pass it in: load_run(folder, network=...)") from None
 
 
 def _of_kind(config, n_mels, network):
@@ -535,7 +536,7 @@ def _read_weights(folder, config):
     try:
         tensors = safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); make the run again") from None
+        raise DatasetError(f"{path} is damaged ({error}); make the run again") from None
     return tensors if "scaler.scale" in tensors and "network" in config else _renamed(tensors, config)
 
 # %% ../nbs/17_runs.ipynb #50bff489
@@ -567,7 +568,7 @@ def _scaler(weights):
 
 # %% ../nbs/17_runs.ipynb #c59afe15
 def load_predictions(folder: str | Path) -> pd.DataFrame:
-    "The predictions of a run folder, as `prediction_table` made them; a ValueError when they are damaged."
+    "The predictions of a run folder, as `prediction_table` made them; a DatasetError when damaged."
     text = {"fname": str, "truth": str, "prediction": str}
     read = partial(_read_table, dtype=text, keep_default_na=False)
     return _whole(Path(folder)/"predictions.csv", read)
