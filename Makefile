@@ -5,6 +5,7 @@
 # make reproduce   the paper's table with its figures; the same command resumes after an interruption (SNAKEMAKE=-n: what is left to do)
 #                  PART=selfsupervised: pre-training, probes and their table instead; PART=all: both
 # make results     the table and the figures of the runs that are there (PART=selfsupervised: of the probes)
+# make gpu         what only a GPU can tell, in under ten minutes: figures/benchmark/gpu.json (DEVICE=cpu QUICK=1: try the command on a CPU)
 # make docs        the site, in _build/html
 # make notebooks   run the notebooks again and keep their outputs     make readme   README.md from nbs/index.ipynb
 # make test-installs     fresh environments of every Python that settings.ini names: pinned, lowest and newest versions (ONLY="3.13 and lowest": some)
@@ -23,7 +24,7 @@ DEMO   := runs/mini/$(SUBSET)/alpha=$(ALPHA)/seed=$(SEED)
 # A text as one word of the shell, whatever it holds.
 quoted  = '$(subst ','\'',$(1))'
 
-.PHONY: setup demo test test-all test-notebooks test-installs reproduce results docs notebooks readme clean
+.PHONY: setup demo test test-all test-notebooks test-installs reproduce results gpu docs notebooks readme clean
 setup: $(READY)-dev
 
 $(READY): constraints.txt settings.ini setup.py
@@ -45,7 +46,7 @@ demo: $(READY)
 	  -r dataset mini -p alpha $(call quoted,$(ALPHA)) -p subset $(call quoted,$(SUBSET)) -p seed $(call quoted,$(SEED))
 
 test: $(READY)-test
-	PATH="$(BIN):$$PATH" python -m pytest tests -ra
+	PATH="$(BIN):$$PATH" python -m pytest tests -ra --numprocesses=2 --dist=loadscope --durations=10
 
 FUZZ_SEED   ?= $(shell date +%Y%m%d)
 FUZZ_ROUNDS ?= 30
@@ -77,6 +78,9 @@ results: $(READY)
 	mkdir -p $(call quoted,$(FIGURES)/$(or $(DATASET),mini))
 	PATH="$(BIN):$$PATH" papermill nbs/$(RESULTS).ipynb $(call quoted,$(FIGURES)/$(or $(DATASET),mini)/$(RESULTS).ipynb) -k python3 --no-progress-bar --log-level WARNING \
 	  --stdout-file /dev/stdout -r dataset $(call quoted,$(or $(DATASET),mini)) -r runs_dir $(call quoted,$(RUNS)) -r figures_dir $(call quoted,$(FIGURES))
+
+gpu: $(READY)-workflow
+	@PATH="$(BIN):$$PATH" python -m benchmarks.gpu $(call option,device,DEVICE) $(call option,out,OUT) $(if $(QUICK),--quick)
 
 docs: $(READY)-docs
 	"$(BIN)/python" docs/build.py

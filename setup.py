@@ -20,9 +20,10 @@ extras = {
     "demo": [],  # a plain install is enough
     "workflow": requirements("workflow"),
     "slurm": requirements("workflow", "slurm"),
-    "docs": requirements("nbdev", "docs"),
-    "test": requirements("nbdev", "docs", "workflow", "test"),
-    "dev": requirements("nbdev", "docs", "workflow", "test", "slurm"),
+    "metric": requirements("metric"),
+    "docs": requirements("nbdev", "docs", "metric"),
+    "test": requirements("nbdev", "docs", "metric", "workflow", "test"),
+    "dev": requirements("nbdev", "docs", "metric", "workflow", "test", "slurm"),
 }
 
 setup(

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CHUNKS', 'NOT_STATED', 'REVERSED_BITS', 'KBIT_S', 'MP3_RATES', 'TAGS', 'KINDS', 'LONGEST', 'MOST_BYTES', 'BLOCK',
-           'UNREADABLE', 'WORTH_NOTING', 'AudioError', 'read_audio', 'links_leading_out', 'file_states', 'file_content',
-           'note_contents', 'audio_contents', 'usable_cores', 'source_fingerprint', 'fingerprint_of', 'clip_names',
-           'storable', 'first_edition_fingerprint']
+           'FOR_FFMPEG', 'UNREADABLE', 'WORTH_NOTING', 'AudioError', 'read_audio', 'audio_blocks', 'links_leading_out',
+           'file_states', 'file_content', 'note_contents', 'audio_contents', 'usable_cores', 'source_fingerprint',
+           'fingerprint_of', 'clip_names', 'storable', 'first_edition_fingerprint']
 
 # %% ../nbs/08a_audio.ipynb #6c27b80f
 import contextlib
@@ -16,8 +16,12 @@ import itertools
 import math
 import os
 import re
+import shlex
+import shutil
 import stat
 import struct
+import subprocess
+import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +39,7 @@ from acl_paper.console import (
     file_state,
     is_settled,
     printable,
+    progress_in_megabytes,
     read_cache,
     write_cache,
 )
@@ -162,7 +167,8 @@ def _mp3_fault(data: bytes, n_samples: int) -> str:
         position += frame[1]
     if position > len(data):
         return "cut short: its last frame is not whole"
-    if not data[position:].startswith(TAGS) and data[position:].strip(b"\0"):
+    rest = data[position:position + BLOCK]
+    if not rest.startswith(TAGS) and rest.strip(b"\0"):
         return f"damaged: there is no frame at byte {position}"
     if abs(counted - n_samples) > 4 * 1152:  # the encoder's delay is left out
         return (f"its header does not state its length, and {n_samples} of its {counted} samples would be "
@@ -173,32 +179,48 @@ def _mp3_fault(data: bytes, n_samples: int) -> str:
 KINDS = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "SVX", "NIST", "FLAC", "OGG", "MP3")
 
 
+class _Contents:
+    "The bytes of an open file, of which slices are taken as of `bytes`; no more than a slice is in memory."
+    def __init__(self, file: BinaryIO):
+        self.file = file
+        self.size = os.fstat(file.fileno()).st_size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, part: slice) -> bytes:
+        start, stop, _ = part.indices(self.size)
+        self.file.seek(start)
+        return self.file.read(max(0, stop - start))
+
+
 def _check_whole(path: Path, file) -> None:
     "Refuse an open file of which less is there than it states, or which is damaged, where that can be seen."
     fault = ""
-    if file.format not in KINDS or file.subtype in ("MPEG_LAYER_I", "MPEG_LAYER_II"):
-        fault = f"a file of a kind ({file.format}, {file.subtype}) that cannot be checked: convert it to WAV"
-    elif file.format == "OGG":
-        fault = _ogg_fault(path.read_bytes())
-    elif file.format == "MP3":
-        fault = _mp3_fault(path.read_bytes(), file.frames)
-    else:
-        with open(path, "rb") as raw:
+    with open(path, "rb") as raw:
+        if file.format not in KINDS or file.subtype in ("MPEG_LAYER_I", "MPEG_LAYER_II"):
+            kind = f"{file.format}, {file.subtype}"
+            fault = f"a file of a kind ({kind}) that cannot be checked: convert it to WAV"
+        elif file.format == "OGG":
+            fault = _ogg_fault(_Contents(raw))
+        elif file.format == "MP3":
+            fault = _mp3_fault(_Contents(raw), file.frames)
+        else:
             end = _end_of_sound(raw)
-        size = path.stat().st_size
-        if end is not None and end > size:
-            fault = f"cut short: its header promises {end} bytes, the file has {size}"
+            size = path.stat().st_size
+            if end is not None and end > size:
+                fault = f"cut short: its header promises {end} bytes, the file has {size}"
     if fault:
         raise AudioError(path, fault)
 
 # %% ../nbs/08a_audio.ipynb #aa7e677e
-LONGEST = 100_000_000  # samples of a recording, at the rate that is asked for: 38 minutes at 44.1 kHz, 400 MB
-MOST_BYTES = 80 * LONGEST  # of a file
+LONGEST = 100_000_000  # samples that are read at once, at the rate asked for: 38 minutes at 44.1 kHz, 400 MB
+MOST_BYTES = 80 * LONGEST  # of a file that is read at once
 BLOCK = 1 << 20  # samples of all channels that are read at a time
 
 
 def _check_file(path: Path) -> None:
-    "Refuse what is not a file, or may not be read, or is empty, or is too large."
+    "Refuse what is not a file, or may not be read, or is empty."
     try:
         str(path).encode()
         found = os.stat(path)
@@ -213,25 +235,29 @@ def _check_file(path: Path) -> None:
         raise AudioError(path, getattr(error, "strerror", None) or error) from None
     if found.st_size == 0:
         raise AudioError(path, "the file is empty (0 bytes)")
-    if found.st_size > MOST_BYTES:
-        raise AudioError(path, f"its {found.st_size / 1e9:.0f} GB are too many: cut it into parts")
 
 
-def _check_length(path: Path, file, sample_rate: int) -> None:
-    "Refuse an open file that is longer than what is read, or does not say how long it is."
+def _check_header(path: Path, file) -> None:
+    "Refuse an open file that does not say how long it is, or has a sample rate that no sound has."
     if file.frames >= 2**62:
         raise AudioError(path, "its header does not state its length: convert it, for example with ffmpeg")
     if file.samplerate > 1_000_000:
         raise AudioError(path, f"its sample rate of {file.samplerate} Hz is above 1 MHz")
+
+
+def _check_length(path: Path, file, sample_rate: int) -> None:
+    "Refuse an open file that is longer than what is read at once."
+    size = path.stat().st_size
+    if size > MOST_BYTES:
+        raise AudioError(path, f"its {size / 1e9:.0f} GB are too many: cut it into parts")
     if file.frames * max(sample_rate / file.samplerate, file.channels / 8) > LONGEST:
         length = f"{file.frames / file.samplerate:.0f} s in {file.channels} channels at {file.samplerate} Hz"
         raise AudioError(path, f"{length}, more than the {LONGEST / sample_rate:.0f} s at {sample_rate} Hz "
                                "that are read: cut it into parts")
 
 # %% ../nbs/08a_audio.ipynb #e44745b0
-def _mono_blocks(path: Path, file) -> Iterator[np.ndarray]:
-    "The samples of an open file in blocks (n,), mixed down, float32; an `AudioError` if some are missing."
-    n_frames = max(1, BLOCK // file.channels)
+def _mono_blocks(path: Path, file, n_frames: int) -> Iterator[np.ndarray]:
+    "The samples of an open file in blocks of `n_frames`, mixed down, float32; an `AudioError` if some lack."
     is_16_bit = file.subtype == "PCM_16"
     n_read = 0
     while True:
@@ -282,22 +308,56 @@ def _joined(blocks: Iterator[np.ndarray], n_at_most: int) -> np.ndarray:
     return samples[:n]
 
 # %% ../nbs/08a_audio.ipynb #6aef03ea
-def _samples(path: Path, file, sample_rate: int) -> tuple[np.ndarray, str]:
-    "The samples of an open file as mono at `sample_rate`, and a note of what that took."
-    _check_length(path, file, sample_rate)
+def _blocks(path: Path, file, sample_rate: int) -> Iterator[np.ndarray]:
+    "The samples of an open file as mono at `sample_rate`, in blocks."
+    _check_header(path, file)
     _check_whole(path, file)
-    notes = [f"{file.channels} channels mixed down"] if file.channels > 1 else []
-    blocks = _mono_blocks(path, file)
+    n_frames = max(1, int(BLOCK / max(file.channels, sample_rate / file.samplerate)))
+    blocks = _mono_blocks(path, file, n_frames)
     if file.samplerate != sample_rate:
         blocks = _resampled(blocks, file.samplerate, sample_rate)
-        notes.append(f"resampled from {file.samplerate} Hz")
     if file.subtype != "PCM_16":
         blocks = _finite(path, blocks)
-    samples = _joined(blocks, math.ceil(file.frames * sample_rate / file.samplerate) + 16)
-    if len(samples) == 0:
+    n_samples = 0
+    for block in blocks:
+        n_samples += len(block)
+        yield block
+    if n_samples == 0:
         left = f" at {sample_rate} Hz" if file.frames else ""
         raise AudioError(path, f"the file holds no samples{left}")
-    return samples, ", ".join(notes)
+
+
+def _note(file, sample_rate: int) -> str:
+    "What has to be done to an open file."
+    notes = [f"{file.channels} channels mixed down"] if file.channels > 1 else []
+    if file.samplerate != sample_rate:
+        notes.append(f"resampled from {file.samplerate} Hz")
+    return ", ".join(notes)
+
+# %% ../nbs/08a_audio.ipynb #de284ce7
+FOR_FFMPEG = (".m4a", ".mp4", ".m4b", ".aac", ".ac3", ".wma", ".webm", ".mka", ".amr", ".3gp", ".mov", ".mkv")
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator:
+    "An audio file that is open; whatever a decoder says of it, then or later, is an `AudioError`."
+    import soundfile
+
+    _check_file(path)
+    try:
+        with soundfile.SoundFile(path) as file:
+            yield file
+    except AudioError:
+        raise
+    except Exception as error:
+        why = getattr(error, "error_string", None) or error
+        convert = f"; convert it: {_conversion(path)}" if path.suffix.lower() in FOR_FFMPEG else ""
+        raise AudioError(path, f"not a readable audio file, or damaged ({why}){convert}") from error
+
+
+def _conversion(path: Path) -> str:
+    "The command that makes a WAV file of a file that only ffmpeg reads."
+    return shlex.join(["ffmpeg", "-i", path.name, f"{path.stem}.wav"])
 
 # %% ../nbs/08a_audio.ipynb #633e6e47
 def read_audio(path: str | Path, sample_rate: int = 44_100) -> tuple[np.ndarray, str]:
@@ -328,18 +388,63 @@ def read_audio(path: str | Path, sample_rate: int = 44_100) -> tuple[np.ndarray,
         If the file is missing, empty, not audio, cut short, damaged or too long, or holds a value that is not
         finite.
     """
-    import soundfile
-
     path = Path(path)
-    _check_file(path)
-    try:
-        with soundfile.SoundFile(path) as file:
-            return _samples(path, file, sample_rate)
-    except AudioError:
-        raise
-    except Exception as error:  # whatever a decoder says of a file is that file's problem
-        why = getattr(error, "error_string", None) or error
-        raise AudioError(path, f"not a readable audio file, or damaged ({why})") from error
+    with _opened(path) as file:
+        _check_length(path, file, sample_rate)
+        n_at_most = math.ceil(file.frames * sample_rate / file.samplerate) + 16
+        return _joined(_blocks(path, file, sample_rate), n_at_most), _note(file, sample_rate)
+
+# %% ../nbs/08a_audio.ipynb #9d9322dd
+def _from_ffmpeg(path: Path, sample_rate: int) -> Iterator[np.ndarray]:
+    "The samples that ffmpeg decodes, as mono at `sample_rate`, in blocks."
+    program = shutil.which("ffmpeg")
+    if program is None:
+        what = f"only ffmpeg reads {path.suffix} files: install it"
+        raise AudioError(path, f"{what}, or convert the file where it is installed: {_conversion(path)}")
+    arguments = ["-nostdin", "-v", "error", "-xerror", "-protocol_whitelist", "file", "-i", f"file:{path}",
+                 "-vn", "-ac", "1", "-ar", str(sample_rate), "-f", "f32le", "pipe:1"]
+    with (
+        tempfile.TemporaryFile() as complaints,
+        subprocess.Popen([program, *arguments], stdout=subprocess.PIPE, stderr=complaints) as process,
+    ):
+        n_bytes = 0
+        while block := process.stdout.read(4 * BLOCK):
+            n_bytes += len(block)
+            yield np.frombuffer(block, "<f4")
+        if process.wait() or not n_bytes:
+            complaints.seek(0)
+            lines = complaints.read().decode(errors="replace").split("\n")
+            said = next((line for line in lines if line.strip()), "it holds no sound")
+            raise AudioError(path, f"ffmpeg cannot read it ({re.sub(' @ 0x[0-9a-f]+', '', said).strip()})")
+
+# %% ../nbs/08a_audio.ipynb #2f30b569
+def audio_blocks(path: str | Path, sample_rate: int = 44_100) -> Iterator[np.ndarray]:
+    """Read an audio file of any length as mono at `sample_rate`, block by block.
+
+    Parameters
+    ----------
+    path : str or Path
+        A file that `read_audio` reads, of any length; or, where ffmpeg is installed, one of `FOR_FFMPEG`.
+    sample_rate : int
+        Samples per second (Hz) of the result.
+
+    Yields
+    ------
+    ndarray, shape (n,), float32
+        Up to about `BLOCK` samples; one after the other they are what `read_audio` returns.
+
+    Raises
+    ------
+    AudioError
+        As `read_audio`, at the block where it is found; or if ffmpeg is needed and is not there.
+    """
+    path = Path(path)
+    if path.suffix.lower() in FOR_FFMPEG:
+        _check_file(path)
+        yield from _finite(path, _from_ffmpeg(path, sample_rate))
+        return
+    with _opened(path) as file:
+        yield from _blocks(path, file, sample_rate)
 
 # %% ../nbs/08a_audio.ipynb #d890a7a9
 def links_leading_out(root: str | Path, clips: pd.DataFrame) -> dict[str, str]:
@@ -469,8 +574,15 @@ def audio_contents(root: str | Path, clips: pd.DataFrame, *, n_jobs: int | None 
             contents[path] = noted[1]
     unknown = [path for path in states if path not in contents]
     if unknown:
-        with ThreadPoolExecutor(n_jobs or usable_cores()) as pool:
-            contents |= zip(unknown, pool.map(lambda path: file_content(Path(root, path)), unknown))
+        n_bytes = {path: int(states[path].split()[0]) for path in unknown}
+        with (
+            ThreadPoolExecutor(n_jobs or usable_cores()) as pool,
+            progress_in_megabytes(sum(n_bytes.values()), "reading the audio files") as progress,
+        ):
+            found = pool.map(lambda path: file_content(Path(root, path)), unknown)
+            for path, content in zip(unknown, found):
+                contents[path] = content
+                progress.advance(n_bytes[path] / 1e6)
         note_contents(root, states, contents)
     return [contents[path] for path in clips["path"]]
 

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['NO_LOCKS', 'DatasetError', 'error_message', 'printable', 'some_names', 'warn_once', 'project_root', 'user_path',
-           'can_name_folder', 'Progress', 'track', 'check_space', 'make_folder', 'full_disk_reported', 'read_rows',
-           'read_columns', 'put_in_place', 'replacing', 'write_atomically', 'hold_lock', 'file_state', 'is_settled',
-           'cache_file', 'read_cache', 'write_cache', 'check_once', 'load_object', 'command', 'check_extra']
+           'can_name_folder', 'Progress', 'track', 'progress_in_megabytes', 'check_space', 'make_folder',
+           'full_disk_reported', 'read_rows', 'read_columns', 'put_in_place', 'replacing', 'write_atomically',
+           'hold_lock', 'file_state', 'is_settled', 'cache_file', 'read_cache', 'write_cache', 'check_once',
+           'load_object', 'command', 'check_extra']
 
 # %% ../nbs/04_console.ipynb #5e3679f4
 import contextlib
@@ -137,22 +138,27 @@ def _is_done(done: float, total: float | None) -> bool:
     return total is not None and done >= total * (1 - 1e-9)
 
 # %% ../nbs/04_console.ipynb #7d40b9a2
-def _progress_line(label: str, unit: str, done: float, done_before: float, total: float | None,
-                   elapsed_s: float, note: str = "") -> str:
-    "What was done, how fast, and how long the rest will take."
-    new = done - done_before
-    speed = new / max(elapsed_s, 1e-3)
+def _progress_line(label: str, unit: str, done: float, total: float | None, elapsed_s: float,
+                   speed: float, note: str = "") -> str:
+    "What was done, how fast, and how long the rest will take; a speed of 0 is not known."
     amount = _number_text(done) + ("" if total is None else f"/{_number_text(total)}")
     parts = [label, f"{amount} {unit}"]
-    if new:
+    if speed:
         parts.append(f"{_number_text(speed)} {unit}/s" if speed >= 1 else f"{_number_text(1 / speed)} s each")
-    left = new and total is not None and not _is_done(done, total)
-    parts.append(f"{_time_text((total - done) / speed)} left" if left else f"{_time_text(elapsed_s)} in all")
+    if total is None or _is_done(done, total):
+        parts.append(f"{_time_text(elapsed_s)} in all")
+    elif speed:
+        parts.append(f"{_time_text((total - done) / speed)} left")
+    else:
+        parts.append(f"{_time_text(elapsed_s)} so far")
     return "  ".join(part for part in (*parts, note) if part)
 
 # %% ../nbs/04_console.ipynb #4e819355
 class Progress(contextlib.AbstractContextManager):
     """Report progress in plain complete lines, alike in a terminal, in Jupyter and in a papermill log.
+
+    The first line promises nothing: it comes after whatever is done only once, such as compiling. The time
+    left is told from the second line on, by what was done since the first.
 
     Parameters
     ----------
@@ -177,6 +183,7 @@ class Progress(contextlib.AbstractContextManager):
         self.note = ""
         self._done_before = done
         self._printed = None
+        self._first = None
         self._start = self._last = time.monotonic()
 
     def advance(self, n: float = 1, note: str = "") -> None:
@@ -196,9 +203,19 @@ class Progress(contextlib.AbstractContextManager):
     __exit__ = close
 
     def line(self, elapsed_s: float) -> str:
-        "The line as it stands `elapsed_s` seconds after the start."
-        return _progress_line(self.label, self.unit, self.done, self._done_before, self.total, elapsed_s,
-                              self.note)
+        "The next line, `elapsed_s` seconds after the start."
+        speed = self._speed(elapsed_s)
+        return _progress_line(self.label, self.unit, self.done, self.total, elapsed_s, speed, self.note)
+
+    def _speed(self, elapsed_s: float) -> float:
+        "Over all of it at the end, and since the first line before; 0 where it is not known yet."
+        is_first = self._first is None
+        if is_first:
+            self._first = self.done, elapsed_s
+        if self.total is None or _is_done(self.done, self.total):
+            return (self.done - self._done_before) / max(elapsed_s, 1e-3)
+        done_first, first_s = self._first
+        return 0.0 if is_first else (self.done - done_first) / max(elapsed_s - first_s, 1e-3)
 
     def _print(self) -> None:
         self._last = time.monotonic()
@@ -234,6 +251,11 @@ def track(iterable: Iterable, *, total: float | None = None, unit: str = "items"
         for item in iterable:
             yield item
             progress.advance(note=describe(item) if describe else "")
+
+# %% ../nbs/04_console.ipynb #341a59f4
+def progress_in_megabytes(n_bytes: float, label: str) -> Progress:
+    "Progress in megabytes; it prints nothing where there are fewer than a hundred."
+    return Progress(n_bytes / 1e6, "MB", label, every_s=2.0 if n_bytes >= 1e8 else None)
 
 # %% ../nbs/04_console.ipynb #b3f60406
 def check_space(folder: str | Path, n_bytes: float, what: str) -> None:
@@ -500,6 +522,7 @@ def _acquire(lock, message: str, say: Callable[[str], None]) -> None:
         lock.acquire(timeout=0)
     except Timeout:
         say(message)
+        sys.stdout.flush()  # else the line waits, too, where the output goes to a file
         lock.acquire()
 
 # %% ../nbs/04_console.ipynb #99f2bcdb

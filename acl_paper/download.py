@@ -112,7 +112,9 @@ def _fetch(url: str, part: Path, retries: int) -> None:
             if failures > retries:
                 left = kept if part.exists() else ""
                 raise DatasetError(f"{url} could not be fetched to its end: {error}. {left}") from None
-        time.sleep(min(2 ** failures, 60))
+            pause_s = min(2 ** failures, 60)
+            print(f"{part.stem}: {error}. The next try is in {pause_s} s.", flush=True)
+        time.sleep(pause_s)
 
 
 def _refuse_final(url: str, error: Exception) -> None:
@@ -147,6 +149,8 @@ def check_file(path: str | Path, expected: str, *, algorithm: str = "sha256",
         If the sums differ, with both of them.
     """
     import pooch
+    if os.path.getsize(path) >= 1e8:
+        print(f"checking {name or path}", flush=True)
     actual = pooch.file_hash(str(path), alg=algorithm)
     if actual == expected:
         return

@@ -33,20 +33,24 @@ from .patches import InputScale, Patches, Scaler
 
 # %% ../nbs/12_evaluation.ipynb #bd10ed03
 def choose_device(device: str = "auto") -> torch.device:
-    """The device of that name; "auto" is the first GPU if there is one, else the CPU.
+    """The device of that name; "auto" is the first NVIDIA GPU if there is one, else the CPU.
+
+    "mps", the GPU of an Apple computer, is taken by its name only: nothing here has been tried on one.
 
     Raises
     ------
     ValueError
-        for "cuda" where torch sees no GPU.
+        for "cuda" or "mps" where torch sees no such GPU.
     """
-    if device != "auto":
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            raise ValueError(
-                f'device "{device}" was asked for, but torch sees no GPU here; use device="auto" or "cpu"'
-            )
-        return torch.device(device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    kind = device.partition(":")[0]
+    if kind in there and not there[kind]():
+        raise ValueError(
+            f'device "{device}" was asked for, but torch sees no GPU here; use device="auto" or "cpu"'
+        )
+    return torch.device(device)
 
 # %% ../nbs/12_evaluation.ipynb #8bf2aac5
 @contextmanager

@@ -52,6 +52,7 @@ from acl_paper.console import (
     hold_lock,
     make_folder,
     printable,
+    progress_in_megabytes,
     project_root,
     replacing,
     some_names,
@@ -276,11 +277,13 @@ def _blocks(store: FeatureStore) -> Iterator[bytes]:
 def _check_frames(store: FeatureStore, expected: int | None) -> None:
     "Refuse frames with another checksum; those of the first edition, which has none (None), must be finite."
     total, is_good = 0, True
-    for block in _blocks(store):
-        if expected is None:
-            is_good = is_good and bool(np.isfinite(np.frombuffer(block, "<f4")).all())
-        else:
-            total = zlib.crc32(block, total)
+    with progress_in_megabytes(store.frames.nbytes, f"checking {store.path.name}") as progress:
+        for block in _blocks(store):
+            if expected is None:
+                is_good = is_good and bool(np.isfinite(np.frombuffer(block, "<f4")).all())
+            else:
+                total = zlib.crc32(block, total)
+            progress.advance(len(block) / 1e6)
     if not is_good or expected not in (None, total):
         raise FeatureStoreError(
             f"{store.path} is damaged: its frames are not those that were extracted. {MAKE_AGAIN}"
@@ -331,14 +334,21 @@ def _read_tables(groups: list[Path]) -> dict[str, list]:
 def _copy_frames(groups: list[Path], frames: h5py.Dataset) -> int:
     "Copy the frames of all groups into a dataset; returns their checksum."
     start = total = 0
+    with progress_in_megabytes(frames.nbytes, "joining the features") as progress:
+        for rows in _all_rows(groups, frames.shape[1]):
+            total = zlib.crc32(rows, total)
+            frames[start:start + len(rows)] = rows
+            start += len(rows)
+            progress.advance(rows.nbytes / 1e6)
+    return total
+
+
+def _all_rows(groups: list[Path], n_mels: int) -> Iterator[np.ndarray]:
+    "The frames (n, n_mels) of all groups, some thousand at a time."
     for group in groups:
         with zipfile.ZipFile(group) as archive, archive.open("frames") as file:
-            while block := file.read((1 << 14) * frames.shape[1] * 4):
-                total = zlib.crc32(block, total)
-                rows = np.frombuffer(block, "<f4").reshape(-1, frames.shape[1])
-                frames[start:start + len(rows)] = rows
-                start += len(rows)
-    return total
+            while block := file.read((1 << 14) * n_mels * 4):
+                yield np.frombuffer(block, "<f4").reshape(-1, n_mels)
 
 # %% ../nbs/08c_features.ipynb #0c6a6295
 class BadClipsError(DatasetError):

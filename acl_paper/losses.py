@@ -4,20 +4,21 @@
 
 # %% auto #0
 __all__ = ['ORDINARY', 'HEADROOM', 'COSINE_LIMIT', 'RELEASED_CONSTANT', 'RELEASED_CONSTANT_OF_VIEWS', 'IGNORED', 'unit_vectors',
-           'without_autocast', 'pairwise_angles', 'angular_margin_loss', 'LossTerms', 'check_alpha', 'check_setting',
-           'AngularContrastiveLoss', 'info_nce', 'InfoNCE']
+           'without_autocast', 'pairwise_angles', 'angular_margin_loss', 'check_setting', 'check_alpha', 'check_margin',
+           'LossTerms', 'CheckedSettings', 'gather_ranks', 'AngularContrastiveLoss', 'info_nce', 'InfoNCE']
 
 # %% ../nbs/02_losses.ipynb #63b23487
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from numbers import Real
 from typing import NamedTuple
 
 # %% ../nbs/02_losses.ipynb #f6541600
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 # %% ../nbs/02_losses.ipynb #1a21644c
 ORDINARY = (1e-15, 1e15)  # float32 can hold the squares of such numbers and add them up
@@ -68,22 +69,25 @@ def without_autocast(device: torch.device):
     return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
-def pairwise_angles(embedding: Tensor) -> Tensor:
-    """Angles between all rows.
+def pairwise_angles(embedding: Tensor, other: Tensor | None = None) -> Tensor:
+    """Angles between all rows, or between those of two tensors.
 
     Parameters
     ----------
     embedding : Tensor, shape (B, D)
         Floating point; need not be normalised.
+    other : Tensor, shape (R, D), optional
+        Rows to take the angles to; by default those of `embedding` itself.
 
     Returns
     -------
-    Tensor, shape (B, B)
+    Tensor, shape (B, B) or (B, R)
         Angles in radians, in [4.5e-4, pi - 4.5e-4]: float64 for float64 embedding, else float32.
     """
     with without_autocast(embedding.device):
         unit = unit_vectors(embedding)
-        return (unit @ unit.T).clamp(-COSINE_LIMIT, COSINE_LIMIT).acos()
+        unit_other = unit if other is None else unit_vectors(other)
+        return (unit @ unit_other.T).clamp(-COSINE_LIMIT, COSINE_LIMIT).acos()
 
 # %% ../nbs/02_losses.ipynb #e72a3355
 RELEASED_CONSTANT = 50  # the supervised experiment divides the sum over ordered pairs by this
@@ -104,8 +108,9 @@ def angular_margin_loss(embedding: Tensor, labels: Tensor, *, margin_rad: float 
         Integers.
     margin_rad : float
         Angle from which two classes no longer repel each other, in radians, in [0, pi].
-    reduction : {"released", "mean", "sum"}
-        The sum over ordered pairs divided by `constant`; the mean over ordered pairs (AMC-Loss); or the sum.
+    reduction : {"released", "mean", "sum", "none"}
+        The sum over ordered pairs divided by `constant`; the mean over ordered pairs (AMC-Loss); the sum; or
+        one value for each row, the mean over its pairs: the mean of those values is "mean".
     constant : float
         What "released" divides by: 50 in the supervised experiment, 25 in the self-supervised one.
     ignore_index : int
@@ -114,12 +119,15 @@ def angular_margin_loss(embedding: Tensor, labels: Tensor, *, margin_rad: float 
     Returns
     -------
     Tensor
-        Scalar >= 0 with finite gradients: float64 for a float64 embedding, else float32.
-        0 for a batch of one, or without same-class pairs and with all others beyond the margin.
+        Scalar >= 0, or shape (B,) for "none", with finite gradients: float64 for a float64 embedding, else
+        float32. 0 for a batch of one, or without same-class pairs and with all others beyond the margin; 0
+        for a row that is left out.
         NaN where a row that counts holds NaN or an infinite value.
 
     Raises
     ------
+    TypeError
+        for what is not a tensor.
     ValueError
         for shapes that do not fit, a margin outside [0, pi], an unknown reduction or a constant that is not
         above 0.
@@ -128,15 +136,20 @@ def angular_margin_loss(embedding: Tensor, labels: Tensor, *, margin_rad: float 
     ----------
     The paper, equation 2; Choi, Som and Turaga (2020), AMC-Loss, arXiv:2004.09805.
     """
-    _check_angular(margin_rad, reduction, constant)
+    check_margin(margin_rad)
+    _check_reduction(reduction)
+    _check_constant(constant)
     embedding, labels = _checked_batch("embedding", embedding, labels)
     counted = labels != ignore_index
     theta = pairwise_angles(_without_ignored(embedding, counted))
     same = labels.unsqueeze(0) == labels.unsqueeze(1)
     pairs = torch.where(same, theta.square(), (margin_rad - theta).clamp_min(0).square())
+    pairs = pairs * _others(counted)
     n = counted.sum()
+    if reduction == "none":
+        return pairs.sum(1) / (n - 1).clamp_min(1)
     divisor = {"released": constant, "mean": (n * (n - 1)).clamp_min(1), "sum": 1}[reduction]
-    return (pairs * _others(counted)).sum() / divisor
+    return pairs.sum() / divisor
 
 # %% ../nbs/02_losses.ipynb #5963fd47
 def _without_ignored(embedding, counted):
@@ -152,6 +165,8 @@ def _others(counted):
 # %% ../nbs/02_losses.ipynb #13cd2393
 def _checked_batch(name, embedding, labels):
     "`embedding` as (B, D) and `labels` as int64; a readable error where they do not fit."
+    _check_tensor(name, embedding)
+    _check_tensor("labels", labels)
     shape = tuple(embedding.shape)
     if not torch.is_floating_point(embedding) or len(shape) < 2 or 0 in shape[1:]:
         raise ValueError(
@@ -174,13 +189,49 @@ def _advice(name, shape):
     return f"pool over all axes but the first two: {name}.amax({tuple(range(2, len(shape)))})"
 
 # %% ../nbs/02_losses.ipynb #1cf7831f
-def _check_angular(margin_rad, reduction, constant):
-    if not 0 <= margin_rad <= math.pi:
-        raise ValueError(f"margin_rad must be in [0, pi] radians, got {margin_rad}")
-    if reduction not in ("released", "mean", "sum"):
-        raise ValueError(f'reduction must be "released", "mean" or "sum", got {reduction!r}')
-    if not constant > 0:
-        raise ValueError(f"constant must be above 0, got {constant}")
+def check_setting(right: bool, name: str, expected: str, value: object) -> None:
+    "A ValueError that names the setting, what it may be and what it is, unless it is right."
+    if not right:
+        raise ValueError(f"{name} must be {expected}, got {value!r}")
+
+
+def _is_number(value):
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def check_alpha(alpha: float) -> float:
+    "`alpha` as a float, or a ValueError when it is not a number in [0, 1]."
+    right = _is_number(alpha) and 0 <= alpha <= 1
+    check_setting(right, "alpha", "a number between 0 (angular loss alone) and 1 (baseline alone)", alpha)
+    return float(alpha)
+
+# %% ../nbs/02_losses.ipynb #8a36ae20
+def check_margin(margin_rad: float) -> float:
+    "`margin_rad`, or a ValueError when it is not a number in [0, pi]."
+    right = _is_number(margin_rad) and 0 <= margin_rad <= math.pi
+    check_setting(right, "margin_rad", "in [0, pi] radians", margin_rad)
+    return margin_rad
+
+
+def _check_reduction(reduction):
+    right = reduction in ("released", "mean", "sum", "none")
+    check_setting(right, "reduction", '"released", "mean", "sum" or "none"', reduction)
+    return reduction
+
+
+def _check_constant(constant):
+    check_setting(_is_number(constant) and constant > 0, "constant", "above 0", constant)
+    return constant
+
+# %% ../nbs/02_losses.ipynb #7e6956d8
+def _check_tensor(name, value):
+    "A TypeError for what is not a tensor, with the place where the indices of a miner belong."
+    if isinstance(value, Tensor):
+        return
+    if isinstance(value, tuple):
+        raise TypeError(f"{name} must be a tensor, got a tuple of {len(value)}; the indices of a miner go to "
+                        "acl_paper.metric_learning.AngularMarginLoss, as loss(embedding, labels, indices)")
+    raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
 
 # %% ../nbs/02_losses.ipynb #fbbe7219
 class LossTerms(NamedTuple):
@@ -189,51 +240,141 @@ class LossTerms(NamedTuple):
     Attributes
     ----------
     total : Tensor
-        Scalar: alpha * first + (1 - alpha) * angular.
+        Scalar, or one value for each row: alpha * first + (1 - alpha) * angular.
     first : Tensor or None
-        Scalar: the first loss; None where its input was not given.
+        The first loss; None where its input was not given.
     angular : Tensor
-        Scalar: the angular margin loss.
+        The angular margin loss.
     """
     total: Tensor
     first: Tensor | None
     angular: Tensor
 
-
-def check_alpha(alpha: float) -> float:
-    "`alpha` as a float, or a ValueError when it is not a number in [0, 1]."
-    if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0 <= alpha <= 1:
-        raise ValueError(
-            f"alpha must be a number between 0 (angular loss alone) and 1 (baseline alone), got {alpha!r}"
-        )
-    return float(alpha)
-
-
-def check_setting(right: bool, name: str, expected: str, value: object) -> None:
-    "A ValueError that names the setting, what it may be and what it is, unless it is right."
-    if not right:
-        raise ValueError(f"{name} must be {expected}, got {value!r}")
-
 # %% ../nbs/02_losses.ipynb #5d1f8ab3
 def _weighted_terms(alpha: float, first: Tensor | None, angular: Tensor) -> LossTerms:
     "alpha * first + (1 - alpha) * angular, with its parts; `first` may be missing only where alpha is 0."
-    if first is not None:
-        return LossTerms(alpha * first + (1 - alpha) * angular, first, angular)
-    if alpha > 0:
-        raise ValueError(
-            f"alpha is {alpha}, so the first loss counts and needs its input: loss(embedding, labels, logits)"
-        )
-    return LossTerms(angular, None, angular)
+    if first is None:
+        if alpha > 0:
+            raise ValueError(f"alpha is {alpha}, so the first loss counts and needs its input: "
+                             "loss(embedding, labels, logits)")
+        return LossTerms(angular, None, angular)
+    if first.shape != angular.shape:
+        raise ValueError(f"the first loss has the shape {tuple(first.shape)}, the angular loss "
+                         f'{tuple(angular.shape)}: either both have reduction="none" or neither')
+    return LossTerms(alpha * first + (1 - alpha) * angular, first, angular)
 
 # %% ../nbs/02_losses.ipynb #c4f295de
+def _cross_entropy(reduction):
+    "The first loss where none is given."
+    return partial(F.cross_entropy, reduction="none") if reduction == "none" else F.cross_entropy
+
+
 def _ignored_by(first_loss):
     "The label that a first loss leaves out: its `ignore_index`, as attribute or as keyword, else -100."
     keywords = getattr(first_loss, "keywords", {})
     return getattr(first_loss, "ignore_index", keywords.get("ignore_index", IGNORED))
 
+# %% ../nbs/02_losses.ipynb #a4559cd7
+class CheckedSettings(nn.Module):
+    """A module that checks its settings whenever they are set.
+
+    Attributes
+    ----------
+    checks : dict
+        By the name of a setting, a function that returns its value, or raises a ValueError for one that
+        cannot be.
+    """
+    checks = {}
+
+    def __setattr__(self, name, value):
+        if name in self.checks:
+            value = self.checks[name](value)
+        super().__setattr__(name, value)
+
+# %% ../nbs/02_losses.ipynb #cc572fed
+def _checked_inputs(embedding, labels, first_input, *, views):
+    "The three, if they are tensors; labels may be missing where there are views."
+    _check_tensor("embedding", embedding)
+    if not (labels is None and views):
+        _check_tensor("labels", labels)
+    if first_input is not None:
+        _check_tensor("first_input (the logits, or z)", first_input)
+    return embedding, labels, first_input
+
+
+def _rows_of_views(embedding, labels, first_input):
+    "Each view as a row, with the label of its clip."
+    shape = tuple(embedding.shape)
+    check_setting(len(shape) == 3, "with views=True embedding", "of shape (B, V, D)", shape)
+    n_clips, n_views = shape[:2]
+    if labels is None:
+        labels = torch.arange(n_clips, device=embedding.device)
+    check_setting(labels.shape == (n_clips,), "labels", f"of shape ({n_clips},), one for each clip",
+                  tuple(labels.shape))
+    if first_input is not None:
+        check_setting(first_input.shape[:2] == shape[:2], "first_input",
+                      f"of shape ({n_clips}, {n_views}, ...)", tuple(first_input.shape))
+        first_input = first_input.flatten(0, 1)
+    return embedding.flatten(0, 1), labels.repeat_interleave(n_views), first_input
+
+# %% ../nbs/02_losses.ipynb #58ad5d1a
+class _Gathered(torch.autograd.Function):
+    """The rows of all ranks in one tensor.
+
+    All ranks take the same loss of it. The gradients that they send back to one rank's rows are therefore all
+    the same, and the sum is one of them times their number.
+    """
+    @staticmethod
+    def forward(ctx, rows):
+        parts = [torch.empty_like(rows) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(parts, rows)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        n_ranks = distributed.get_world_size()
+        return gradient.tensor_split(n_ranks)[distributed.get_rank()] * n_ranks
+
+# %% ../nbs/02_losses.ipynb #9446034a
+def gather_ranks(rows: Tensor) -> Tensor:
+    """The rows of all processes of `torch.distributed`, in the order of their ranks; gradients pass.
+
+    Parameters
+    ----------
+    rows : Tensor, shape (B, ...)
+        Of this process; B and the other axes are the same in all of them.
+
+    Returns
+    -------
+    Tensor, shape (R * B, ...)
+        The rows of all R processes; `rows` itself where there is one. The gradient of a loss that every
+        process takes of it is the sum over processes, so that the mean that `DistributedDataParallel` takes
+        is the gradient of one process with all rows.
+
+    Raises
+    ------
+    ValueError
+        where processes have unequally many rows, in each of them.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return rows
+    size = torch.tensor([len(rows)], device=rows.device)
+    sizes = [torch.empty_like(size) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(sizes, size)
+    sizes = torch.cat(sizes).tolist()
+    if len(set(sizes)) > 1:
+        raise ValueError(f"the processes have {', '.join(map(str, sizes))} rows, not equally many; "
+                         "use a DistributedSampler, or a DataLoader with drop_last=True")
+    return _Gathered.apply(rows.contiguous())
+
 # %% ../nbs/02_losses.ipynb #96c833de
-class AngularContrastiveLoss(nn.Module):
+class AngularContrastiveLoss(CheckedSettings):
     """ACL = alpha * L1 + (1 - alpha) * angular margin loss: the paper, equation 3, for labels and for views.
+
+    With "released", the paper's reduction, the angular loss grows with the square of the batch: random
+    embeddings of 20 classes give 10, 169 and 2,601 for batches of 64, 256 and 1,024, beside a cross-entropy
+    of 3. It suits the paper's 64 patches (128 clips of two views, with a constant of 25). For batches of
+    another size take "mean", which does not depend on it, and choose alpha anew.
 
     Parameters
     ----------
@@ -241,26 +382,33 @@ class AngularContrastiveLoss(nn.Module):
         Weight of the first loss, in [0, 1]; 1 is the baseline, 0 the angular loss alone.
     margin_rad : float
         Angle from which two classes no longer repel each other, in radians, in [0, pi].
-    reduction : {"released", "mean", "sum"}
-        How pairs are added up: see `angular_margin_loss`.
+    reduction : {"released", "mean", "sum", "none"}
+        How pairs are added up: see `angular_margin_loss`. With "none" the first loss, too, must give one
+        value for each row.
     constant : float
         What "released" divides by: 50 in the supervised experiment, 25 in the self-supervised one.
-    first_loss : callable
-        L1, called with (first_input, labels) and returning a scalar: cross-entropy on logits by default,
-        `InfoNCE` on projections.
+    first_loss : callable, optional
+        L1, called with (first_input, labels) and returning a scalar, or one value for each row if `reduction`
+        is "none": cross-entropy on logits by default, `InfoNCE` on projections.
     ignore_index : int, optional
         Rows with this label are left out of the angular loss. If it is not given, it is that of `first_loss`
         (its attribute, or the keyword of a `functools.partial`), else cross-entropy's -100.
+    views : bool
+        True: embedding and first input are of shape (B, V, D), the V views of each of B clips.
+    gather : bool
+        True: the loss of the joined batch of all processes of `torch.distributed`, in each of them. The
+        gradients are those of one process with that batch once `DistributedDataParallel` has averaged them.
 
     Raises
     ------
     ValueError
         for an alpha outside [0, 1], a margin outside [0, pi], an unknown reduction or a constant that is not
-        above 0.
+        above 0, whenever they are set.
 
     See Also
     --------
     InfoNCE : the first loss where there are views instead of labels.
+    acl_paper.metric_learning.AngularMarginLoss : the angular loss for pytorch-metric-learning.
 
     Examples
     --------
@@ -268,55 +416,87 @@ class AngularContrastiveLoss(nn.Module):
     >>> loss(torch.randn(8, 48), torch.arange(8) % 3, torch.randn(8, 3)).shape
     torch.Size([])
     """
+    checks = {"alpha": check_alpha, "margin_rad": check_margin, "reduction": _check_reduction,
+              "constant": _check_constant}
+
     def __init__(self, alpha: float = 0.5, *, margin_rad: float = 0.5, reduction: str = "released",
                  constant: float = RELEASED_CONSTANT,
-                 first_loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
-                 ignore_index: int | None = None):
+                 first_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+                 ignore_index: int | None = None, views: bool = False, gather: bool = False):
         super().__init__()
-        _check_angular(margin_rad, reduction, constant)
-        self.alpha = check_alpha(alpha)
+        self.alpha = alpha
         self.margin_rad = margin_rad
         self.reduction = reduction
         self.constant = constant
-        self.first_loss = first_loss
-        self.ignore_index = _ignored_by(first_loss) if ignore_index is None else ignore_index
+        self.first_loss = first_loss or _cross_entropy(reduction)
+        self.ignore_index = _ignored_by(self.first_loss) if ignore_index is None else ignore_index
+        self.views = views
+        self.gather = gather
 
-    def forward(self, embedding: Tensor, labels: Tensor, first_input: Tensor | None = None,
+    def forward(self, embedding: Tensor, labels: Tensor | None, first_input: Tensor | None = None,
                 **of_first) -> Tensor:
-        """Loss of a batch, a scalar.
+        """Loss of a batch, a scalar, or one value for each row.
 
         Parameters
         ----------
-        embedding : Tensor, shape (B, D)
+        embedding : Tensor, shape (B, D), or (B, V, D) with `views`
             What the angular loss arranges; normalised inside.
         labels : Tensor, shape (B,)
-            Integers; the views of one clip have one number.
-        first_input : Tensor, shape (B, C) or (B, D')
+            Integers; the views of one clip have one number. With `views` it may be None: the views of a clip
+            are then a class of their own.
+        first_input : Tensor, shape (B, C) or (B, D'), with `views` (B, V, C) or (B, V, D')
             What the first loss looks at: logits for cross-entropy, projections z for InfoNCE. May be left out
             when alpha is 0.
         **of_first
-            Further arguments of the first loss, such as `noisy`.
+            Further arguments of the first loss, such as `noisy`, given to it as they are.
 
         Returns
         -------
         Tensor
-            alpha * first + (1 - alpha) * angular.
+            alpha * first + (1 - alpha) * angular: a scalar, or with reduction "none" one value for each row,
+            view after view and rank after rank.
+
+        Raises
+        ------
+        TypeError
+            for what is not a tensor, such as the indices of a miner in the place of logits.
+        ValueError
+            for shapes that do not fit, a first input that is missing, or ranks that hold unequal batches.
         """
         return self.terms(embedding, labels, first_input, **of_first).total
 
-    def terms(self, embedding: Tensor, labels: Tensor, first_input: Tensor | None = None,
+    def terms(self, embedding: Tensor, labels: Tensor | None, first_input: Tensor | None = None,
               **of_first) -> LossTerms:
         "Total, first and angular loss of a batch, which `forward` describes."
+        batch = _checked_inputs(embedding, labels, first_input, views=self.views)
+        if self.gather:
+            batch = [None if each is None else gather_ranks(each) for each in batch]
+        if self.views:
+            batch = _rows_of_views(*batch)
+        embedding, labels, first_input = batch
         first = None if first_input is None else self.first_loss(first_input, labels, **of_first)
         angular = angular_margin_loss(embedding, labels, margin_rad=self.margin_rad, reduction=self.reduction,
                                       constant=self.constant, ignore_index=self.ignore_index)
         return _weighted_terms(self.alpha, first, angular)
 
     def extra_repr(self) -> str:
-        return f"alpha={self.alpha}, margin_rad={self.margin_rad}, reduction={self.reduction!r}"
+        chosen = [name for name in ("views", "gather") if getattr(self, name)]
+        settings = f"alpha={self.alpha}, margin_rad={self.margin_rad}, reduction={self.reduction!r}"
+        return ", ".join([settings, *(f"{name}=True" for name in chosen)])
+
+# %% ../nbs/02_losses.ipynb #1e90f3df
+def _check_temperature(temperature):
+    check_setting(_is_number(temperature) and temperature > 0, "temperature", "above 0", temperature)
+    return temperature
+
+
+def _check_reduction_of_rows(reduction):
+    check_setting(reduction in ("mean", "none"), "reduction", '"mean" or "none"', reduction)
+    return reduction
 
 # %% ../nbs/02_losses.ipynb #2e68a398
-def info_nce(z: Tensor, labels: Tensor, *, temperature: float = 0.2, ignore_index: int = IGNORED) -> Tensor:
+def info_nce(z: Tensor, labels: Tensor, *, temperature: float = 0.2, reduction: str = "mean",
+             ignore_index: int = IGNORED) -> Tensor:
     """InfoNCE over all pairs of a batch (NT-Xent).
 
     Parameters
@@ -327,26 +507,28 @@ def info_nce(z: Tensor, labels: Tensor, *, temperature: float = 0.2, ignore_inde
         Integers: rows with the same number are views of one clip, and each other's positives.
     temperature : float
         Divisor of the cosines, above 0.
+    reduction : {"mean", "none"}
+        The mean over the rows that have a positive; or one value for each row, 0 without a positive.
     ignore_index : int
         Rows with this label are left out: they are nobody's positive and nobody's negative.
 
     Returns
     -------
     Tensor
-        Scalar: mean over the rows that have a positive; 0 without any. float64 for float64 z, else float32.
+        Scalar, 0 without any positive, or shape (V,) for "none": float64 for float64 z, else float32.
         NaN where a row that counts holds NaN or an infinite value.
 
     Raises
     ------
     ValueError
-        for a temperature that is not above 0, or labels that do not fit.
+        for a temperature that is not above 0, an unknown reduction, or labels that do not fit.
 
     References
     ----------
     The paper's L1 in the self-supervised experiment; Chen et al. (2020), arXiv:2002.05709.
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
+    _check_temperature(temperature)
+    _check_reduction_of_rows(reduction)
     z, labels = _checked_batch("z", z, labels)
     counted = labels != ignore_index
     others = _others(counted)
@@ -359,38 +541,44 @@ def info_nce(z: Tensor, labels: Tensor, *, temperature: float = 0.2, ignore_inde
     positive = (labels.unsqueeze(0) == labels.unsqueeze(1)) & others
     n_positives = positive.sum(1)
     of_row = -(log_share * positive).sum(1) / n_positives.clamp_min(1)
+    if reduction == "none":
+        return of_row
     return of_row.sum() / (n_positives > 0).sum().clamp_min(1)
 
 # %% ../nbs/02_losses.ipynb #e790fbd7
-class InfoNCE(nn.Module):
+class InfoNCE(CheckedSettings):
     """`info_nce` with its temperature: a first loss for `AngularContrastiveLoss`.
 
     Parameters
     ----------
     temperature : float
         Divisor of the cosines, above 0.
+    reduction : {"mean", "none"}
+        A scalar, or one value for each row.
     ignore_index : int
         Rows with this label are left out.
 
     Raises
     ------
     ValueError
-        for a temperature that is not above 0.
+        for a temperature that is not above 0, or an unknown reduction.
 
     Examples
     --------
     >>> loss = AngularContrastiveLoss(0.3, first_loss=InfoNCE(0.2), constant=RELEASED_CONSTANT_OF_VIEWS)
     """
-    def __init__(self, temperature: float = 0.2, *, ignore_index: int = IGNORED):
+    checks = {"temperature": _check_temperature, "reduction": _check_reduction_of_rows}
+
+    def __init__(self, temperature: float = 0.2, *, reduction: str = "mean", ignore_index: int = IGNORED):
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature!r}")
         self.temperature = temperature
+        self.reduction = reduction
         self.ignore_index = ignore_index
 
     def forward(self, z: Tensor, labels: Tensor) -> Tensor:
-        "Mean over the views of z (V, D) that have a positive, a scalar."
-        return info_nce(z, labels, temperature=self.temperature, ignore_index=self.ignore_index)
+        "InfoNCE of the views z (V, D)."
+        return info_nce(z, labels, temperature=self.temperature, reduction=self.reduction,
+                        ignore_index=self.ignore_index)
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}"

@@ -88,6 +88,7 @@ CHOICES = {
     "validation": ("complete", "released"),
     "keep": ("best", "last"),
     "precision": ("float32", "bfloat16", "tf32"),
+    "reduction": ("released", "mean", "sum"),  # a training needs one number
 }
 
 # %% ../nbs/13_training.ipynb #6e2eb8f7

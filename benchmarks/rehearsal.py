@@ -4,7 +4,8 @@
 
 It has the published numbers of clips and minutes of every class and part. Its features are drawn, not
 extracted: a class is a smooth spectrum with a rhythm, a clip adds its own colour, level and noise, and two
-noisy labels in five are wrong. No accuracy reached on it is a result.
+noisy labels in five are wrong. Its test clips have a moment of noise as audio, since the notebooks play some
+of them. No accuracy reached on it is a result.
 """
 import json
 import tempfile
@@ -13,12 +14,20 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.io import wavfile
 
 import acl_paper
 from acl_paper.audio import source_fingerprint
 from acl_paper.console import DatasetError, command, write_atomically
-from acl_paper.data import CLIP_TABLES, load_clips
-from acl_paper.features import ExtractedClip, FeatureConfig, FeatureStore, assemble_store, open_feature_store, write_group
+from acl_paper.data import AUDIO_FOLDERS, CLIP_TABLES, load_clips
+from acl_paper.features import (
+    ExtractedClip,
+    FeatureConfig,
+    FeatureStore,
+    assemble_store,
+    open_feature_store,
+    write_group,
+)
 
 PARTS = ("clean", "noisy", "test")
 COLUMNS = ["label", "aso_id", "split", "manually_verified", "noisy_small", "duration_s"]
@@ -177,14 +186,14 @@ def make_rehearsal(
     seed: int = 0,
     config: FeatureConfig = FeatureConfig(),
 ) -> FeatureStore:
-    """A data set with FSDnoisy18k's tables and made-up features, and no audio: for timing, never for results.
+    """A data set with FSDnoisy18k's tables and made-up features: for timing, never for results.
 
     Train on it with ``papermill nbs/train.ipynb out.ipynb -r data_dir DEST -r features_dir FEATURES_DIR``.
 
     Parameters
     ----------
     dest : str or Path
-        Folder to make, in FSDnoisy18k's layout without its audio folders; 1 MB at most.
+        Folder to make, in FSDnoisy18k's layout; of audio, a moment for each test clip. 6 MB at most.
     features_dir : str or Path
         Where stores are; 2.9 GB at scale 1, in ``rehearsal/<configuration>.h5``.
     scale : float
@@ -221,6 +230,7 @@ def make_rehearsal(
         raise DatasetError(f"{path} holds another rehearsal; give another features_dir")
     plan = plan_rehearsal(scale, seed)
     write_clip_tables(dest, plan)
+    _write_sounds(dest, plan)
     clips = load_clips(dest)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -251,6 +261,15 @@ def write_clip_tables(dest: Path, plan: pd.DataFrame) -> None:
         plan.loc[plan.split == split, list(columns)].to_csv(dest / name, index=False)
 
 
+def _write_sounds(dest, plan):
+    "A moment of noise for every test clip, which notebooks play."
+    folder = dest / AUDIO_FOLDERS["test"]
+    folder.mkdir()
+    noise = np.random.default_rng(0).normal(0, 3000, 2400).astype(np.int16)
+    for fname in plan.fname[plan.split == "test"]:
+        wavfile.write(folder / fname, 8000, noise)
+
+
 def _draw_groups(folder, clips, plan, config, seed, group_clips=64) -> Iterator[Path]:
     "Files with the frames of some clips each, made one after the other: no more than one group is in memory."
     rng = np.random.default_rng([seed, 1])
@@ -260,16 +279,14 @@ def _draw_groups(folder, clips, plan, config, seed, group_clips=64) -> Iterator[
     for start in range(0, len(clips), group_clips):
         rows = range(start, min(start + group_clips, len(clips)))
         target = folder / f"{start:07d}.zip"
-        write_group(target, (
-            ExtractedClip(draw_frames(templates[sound[row]], plan.duration_s[row], config, rng), plan.duration_s[row])
-            for row in rows
-        ))
+        drawn = (draw_frames(templates[sound[row]], plan.duration_s[row], config, rng) for row in rows)
+        write_group(target, map(ExtractedClip, drawn, plan.duration_s[list(rows)]))
         yield target
 
 
 @command
 def main(
-    dest: str = "data/rehearsal",  # folder to make, in FSDnoisy18k's layout, without audio
+    dest: str = "data/rehearsal",  # folder to make, in FSDnoisy18k's layout
     features_dir: str = "data/features",  # where the store of made-up features goes
     scale: float = 1.0,  # 1 is FSDnoisy18k's size (2.9 GB); 0.03 trains in a minute on a CPU
     seed: int = 0,  # another seed gives other durations and features

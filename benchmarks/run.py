@@ -23,7 +23,7 @@ from benchmarks.supervised import (
 from benchmarks.tables import benchmark_table
 from benchmarks.timing import machine, summarise, take_turns
 
-SIZES = {"mini": 0.05, "fsdnoisy18k": 1.0}  # scale of the rehearsal
+SIZES = {"tiny": 0.002, "mini": 0.05, "fsdnoisy18k": 1.0}  # scale of the rehearsal
 SECTIONS = ("features", "preparation", "training", "validation", "evaluation")  # there is also "ladder"
 
 
@@ -110,7 +110,7 @@ def _plans(data, device, n_steps, n_clips):
 @command
 def main(
     device: str = "cpu",  # cpu or cuda
-    size: str = "mini",  # mini or fsdnoisy18k
+    size: str = "mini",  # mini or fsdnoisy18k; tiny to try the command
     repeats: int = 5,  # rounds that count
     threads: int = 1,  # threads on the CPU
     sections: str = " ".join(SECTIONS),  # some of these, or ladder

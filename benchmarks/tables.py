@@ -38,7 +38,7 @@ def _with_range(spread, digits):
 
 
 def plot_benchmark(result: dict, ax, *, kind: str = "cpu_s") -> None:
-    """Bars of how many times faster than the reference way: medians, with lines from least to greatest.
+    """Bars of how many times faster than the reference way: medians, also as numbers, with lines from least to greatest.
 
     Parameters
     ----------
@@ -51,14 +51,15 @@ def plot_benchmark(result: dict, ax, *, kind: str = "cpu_s") -> None:
     """
     bars = []
     for name, section in result["sections"].items():
-        for way, times in section["ways"].items():
-            if way != "reference":
-                bars.append((f"{name}, {way}", times[f"{kind}_gain"]))
+        ways = {way: times for way, times in section["ways"].items() if way != "reference"}
+        for way, times in ways.items():
+            gain = times[f"{kind}_gain"]
+            label = name if len(ways) == 1 else f"{name}, {way}"
+            bars.append((f"{label}: {gain['median']:.1f}", gain))
     bars.reverse()
     for height, (_, gain) in enumerate(bars):
         ax.barh(height, gain["median"], color="C0", height=0.7)
         ax.plot([gain["low"], gain["high"]], [height, height], color="k", lw=1)
-        ax.text(gain["high"], height, f" {gain['median']:.1f}", va="center", fontsize=7)
     ax.axvline(1, color="0.4", lw=0.8)
     ax.set_yticks(range(len(bars)), [label for label, _ in bars])
     clock = "CPU" if kind == "cpu_s" else "wall"

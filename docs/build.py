@@ -10,12 +10,15 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import soundfile
+from execnb.nbio import dict2nb, read_nb
 from nbdev.process import NBProcessor
 from nbdev.processors import filter_stream_, hide_, hide_line, rm_header_dash, strip_ansi
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
-import explorer, robustness
+import explorer
+import keep_executed
+import robustness
 from acl_paper import mini
 
 settings = ConfigParser(delimiters=["="], interpolation=None)
@@ -91,9 +94,31 @@ def put(name: str, content: str | bytes):
     path.write_bytes(content)
 
 
+def executed(path: Path):
+    "The notebook, with the outputs that were kept if it is one that papermill runs."
+    notebook = read_nb(path)
+    if (kept := keep_executed.kept(path.stem)) is None: return notebook
+    outputs = {cell.id: cell.outputs for cell in kept.cells if cell.cell_type == "code"}
+    for cell in notebook.cells:
+        if cell.cell_type == "code": cell.outputs = dict2nb({"cells": [{"outputs": outputs.get(cell.id, []), "source": ""}]}).cells[0].outputs
+    return notebook
+
+
+def origin(path: Path) -> str:
+    "How the outputs that were kept came to be; empty for other notebooks."
+    if (kept := keep_executed.kept(path.stem)) is None: return ""
+    about = kept.metadata.executed
+    made = ", ".join(f"{name} {version}" for name, version in about.versions.items())
+    given = ", ".join(f"`{name}={value}`" for name, value in about.parameters.items())
+    return f""":::{{note}}
+Executed on {about.on} by `make reproduce` on the **synthetic mini data set**, which says nothing about accuracies on FSDnoisy18k.
+Parameters given: {given}. Versions: {made}.
+:::"""
+
+
 def site_notebook(path: Path) -> nbformat.NotebookNode:
     "A notebook as the site shows it: nbdev's directives obeyed and removed, no raw cells, links of the site."
-    processor = NBProcessor(path, procs=[strip_ansi, hide_line, filter_stream_, rm_header_dash, hide_], rm_directives=False)
+    processor = NBProcessor(nb=executed(path), procs=[strip_ansi, hide_line, filter_stream_, rm_header_dash, hide_], rm_directives=False)
     processor.process()
     cells = []
     for cell in processor.nb.cells:
@@ -156,7 +181,7 @@ def stage_notebook(path: Path):
         notebook.cells.append(nbformat.v4.new_markdown_cell(table_of_contents(), id="contents"))
     elif notebook.cells and (heading := re.match(r"# .*\n", notebook.cells[0].source)):
         first = notebook.cells[0]
-        first.source = heading[0] + "\n" + banner(path) + "\n" + first.source[heading.end():]
+        first.source = "\n".join([heading[0], banner(path), origin(path), ""]) + first.source[heading.end():]
         put(f"notebooks/{path.name}", path.read_bytes())
     put(path.name, nbformat.writes(notebook))
 
@@ -223,7 +248,7 @@ def redirect(output: Path):
     for old, new in MOVED.items():
         target = "../" * old.count("/") + f"{new}.html"
         (output / f"{old}.html").write_text(f'''<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Moved</title><link rel="canonical" href="{target}">
+<html lang="en"><head><meta charset="utf-8"><title>{old} has moved</title><link rel="canonical" href="{target}">
 <meta http-equiv="refresh" content="0; url={target}"></head>
 <body><main><h1>Moved</h1><p>This page is now <a href="{target}">{new}</a>.</p></main></body></html>
 ''', encoding="utf-8")

@@ -18,13 +18,19 @@ COLUMNS = ("what", "seed", "n", "right", "refused", "wrong", "promise", "date", 
 def tried(request):
     """`tried("audio files", right=200, refused=400, wrong=0)` is a line at the end and a row of the file; the promise is the first line of the test's text."""
     def note(what, *, right=0, refused=0, wrong=0):
-        n = right + refused + wrong
         promise = request.function.__doc__.strip().splitlines()[0]
-        ROWS.append((what, SEED, n, right, refused, wrong, promise, datetime.date.today().isoformat(), VERSIONS))
-        if "ACL_TRIED" in os.environ:
-            write_rows(Path(os.environ["ACL_TRIED"]))
+        n, today = right + refused + wrong, datetime.date.today().isoformat()
+        request.node.user_properties.append(("tried", [what, SEED, n, right, refused, wrong, promise, today, VERSIONS]))
 
     return note
+
+
+def pytest_runtest_logreport(report):
+    """Reports come from the processes of pytest-xdist too."""
+    if report.when == "call":
+        ROWS.extend(row for name, row in report.user_properties if name == "tried")
+        if "ACL_TRIED" in os.environ:
+            write_rows(Path(os.environ["ACL_TRIED"]))
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -2,6 +2,8 @@
 
 import ast
 import json
+import re
+import shlex
 import subprocess
 import sys
 
@@ -9,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import ROOT, run
+from helpers import ROOT, copy_of_repository, run
 
 from acl_paper.console import DatasetError
 from acl_paper.data import SUBSETS, load_clips, locate_dataset
@@ -21,6 +23,8 @@ from acl_paper.training import TrainConfig, fit
 from acl_paper.patches import make_split
 
 sys.path.insert(0, str(ROOT))  # benchmarks/ is not installed
+from benchmarks.exactness import recorded_and_ordinary  # noqa: E402
+from benchmarks.gpu import Part, run_part  # noqa: E402
 from benchmarks.reference import (  # noqa: E402
     ReferenceCNN,
     ReferencePatches,
@@ -146,7 +150,7 @@ def python_m(module, *options, timeout=300):
 
 
 @pytest.mark.parametrize("module, options, told", [
-    ("run", ["--size", "huge"], "--size must be one of mini, fsdnoisy18k"),
+    ("run", ["--size", "huge"], "--size must be one of tiny, mini, fsdnoisy18k"),
     ("run", ["--sections", "training lunch"], "got 'lunch'"),
     ("run", ["--device", "cuda"], "torch sees no GPU here"),
     ("pretraining", ["--ways", "ours"], "reference"),
@@ -235,19 +239,38 @@ def test_half_precision_frames_change_the_loss_little(rehearsal):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here: recorded steps are compared with ordinary ones on a GPU only")
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "tf32"])
-def test_recorded_steps_do_what_ordinary_steps_do(rehearsal, precision):
-    from acl_paper.training import TrainingStep
+def test_recorded_steps_do_what_ordinary_steps_do(rehearsal):
     root, store, clips = rehearsal
-    split, told = make_split(store, clips, TrainConfig(subset="all")).to("cuda"), []
-    for recorded in (False, True):
-        torch.manual_seed(0)
-        model = PaperCNN(20, dropout=0.0).to("cuda", memory_format=torch.channels_last).train()
-        optimiser = torch.optim.Adam(model.parameters(), lr=torch.tensor(1e-3, device="cuda"), fused=True, capturable=True)
-        step = TrainingStep(model, split.train, AngularContrastiveLoss(0.5), optimiser, precision=precision)
-        if not recorded: step.recording = None
-        for number in range(8):
-            step(torch.arange(32, device="cuda") + number)
-            if number == 5: optimiser.param_groups[0]["lr"].fill_(1e-4)  # as the schedule does
-        told.append(step.losses.tolist())
-    assert np.allclose(*told, rtol=2e-2 if precision == "bfloat16" else 2e-3)
+    apart = recorded_and_ordinary(make_split(store, clips, TrainConfig(subset="all")).to("cuda"), n_steps=8, batch_size=32)
+    assert all(told["difference"] < (2e-2 if precision == "bfloat16" else 2e-3) for precision, told in apart.items())
+
+
+def test_gpu_command_without_a_gpu():
+    done = run([sys.executable, "-m", "benchmarks.gpu"], environ={"CUDA_VISIBLE_DEVICES": ""})
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith("no GPU here: needed are an NVIDIA GPU")
+
+
+def test_gpu_command_tried_on_a_cpu(tmp_path):
+    """Every part of it, for real, at tiny sizes."""
+    copy = copy_of_repository(tmp_path)
+    made = run(["make", "-n", "gpu", "DEVICE=cpu", "QUICK=1", "OUT=numbers.json"], cwd=copy)
+    words = re.search(r"python -m (benchmarks\.gpu .*)", made.stdout)[1]
+    done = run([sys.executable, "-m", *shlex.split(words)], cwd=copy, environ={"PYTHONPATH": str(copy)})
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads((copy / "numbers.json").read_text())
+    assert told["quick"] and told["machine"]["processor"] and told["versions"]["torch"] and "commit" in told
+    parts = {name: part["result"] for name, part in told["parts"].items()}
+    assert parts["timing"]["sections"]["evaluation"]["ways"]["float32"]["wall_s"]["median"] > 0
+    assert [precision["difference"] for precision in parts["exactness"]["recorded and ordinary"].values()] == [0, 0, 0]
+    assert parts["exactness"]["two runs alike"]["weights"] == 0
+    assert [(cell["subset"], cell["alpha"]) for cell in parts["table"]] == [("clean", 0.5)] and parts["table"][0]["training_s"] > 0
+    assert len(parts["pretraining"]["history"]["seconds"]) == 1
+
+
+def test_a_part_that_fails_or_takes_too_long_is_recorded():
+    def part(code): return Part([sys.executable, "-c", code], dict)
+    assert run_part(part("raise SystemExit(3)"), 60, "cpu")["error"] == "ended with status 3"
+    slow = run_part(part("import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"), 0.5, "cpu")
+    assert slow["error"] == "not done after 0 s" and slow["seconds"] < 30
+    assert run_part(part("pass"), 60, "cpu")["result"] == {}

@@ -29,7 +29,16 @@ def site(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pages(site): return {str(p.relative_to(site)): p.read_text() for p in site.rglob("*.html") if "_static" not in p.parts}
+def pages(site):
+    "The pages by their addresses, without those that only lead to a new address."
+    paths = {str(p.relative_to(site)): p for p in site.rglob("*.html") if "_static" not in p.parts}
+    return {name: path.read_text() for name, path in paths.items() if name.removesuffix(".html") not in build.MOVED}
+
+
+def test_old_addresses_lead_to_pages(site):
+    for old, new in build.MOVED.items():
+        target = re.search(r'url=([^"]+)"', (site / f"{old}.html").read_text())[1]
+        assert (site / f"{old}.html").parent.joinpath(target).resolve() == site / f"{new}.html" and (site / f"{new}.html").is_file()
 
 
 def text_of(page): return html.unescape(re.sub(r"<[^>]+>", "", page))

@@ -189,12 +189,14 @@ def test_interrupted_then_resumed_by_a_second_call(server, files, tmp_path):
     assert (first["sent"], second["sent"]) == (3 * CHUNK, len(files[TRAIN]) - 3 * CHUNK)
 
 
-def test_interrupted_and_resumed_within_one_call(server, files, tmp_path):
+def test_interrupted_and_resumed_within_one_call(server, files, tmp_path, capsys):
     server.cut_after, server.errors = {TRAIN: 2 * CHUNK}, {"FSDnoisy18k.meta.zip": [503]}
     assert names(download_fsdnoisy18k(tmp_path / "set", base_url=server.url, md5s=sums(files), retries=1)) == FOLDERS
     assert [r["range"] for r in server.gets(TRAIN)] == ["bytes=0-", f"bytes={2 * CHUNK}-"]
     assert sum(r["sent"] for r in server.gets(TRAIN)) == len(files[TRAIN])
     assert len(server.gets("FSDnoisy18k.meta.zip")) == 2
+    waits = [line for line in capsys.readouterr().out.splitlines() if "The next try is in 2 s." in line]
+    assert [line.partition(":")[0] for line in waits] == ["FSDnoisy18k.meta.zip", TRAIN]
 
 
 def test_a_server_that_cannot_resume_starts_over(server, files, tmp_path):

@@ -202,6 +202,7 @@ def test_two_processes_make_one_store(clips_300, tmp_path):
     texts = [process.communicate(timeout=120)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], texts
     assert sorted("clips/s" in text for text in texts) == [False, True]  # one extracts, the other waits for it
+    assert sorted(text.startswith("waiting: ") for text in texts) == [False, True]
     assert all("300 clips" in text for text in texts)
     assert same_store(open_feature_store(store_path(tmp_path / "f")), undisturbed)
 

@@ -321,7 +321,7 @@ def test_settings_by_chance(settings, tried):
 def comes_back(made, given):
     """Whether settings are what was given, and stay so when they are written down."""
     stored = json.loads(json.dumps(dataclasses.asdict(made)))
-    asked = {name: value for name, value in given.items() if value is not None}  # None stands for the usual learning rate
+    asked = {name: value for name, value in given.items() if value not in (None, {})}  # these stand for the usual values
     return type(made)(**stored) == made and all(stored[name] == value for name, value in asked.items())
 
 

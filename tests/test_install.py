@@ -18,7 +18,8 @@ SETTINGS = settings["DEFAULT"]
 
 ASKED_FOR = {"jupyterlab", "ipykernel", "ipywidgets"}  # imported by notebooks or by nothing here: what a reader opens the notebooks with
 FOR_PANDAS = {"tabulate"}  # DataFrame.to_markdown
-DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # where it has another name than what is imported
+DISTRIBUTIONS = {"sklearn": "scikit-learn", "pytorch_metric_learning": "pytorch-metric-learning"}  # where it has another name than what is imported
+EXTRAS = {"workflow", "metric"}  # of which a module imports something
 
 
 def names(line):
@@ -37,10 +38,16 @@ def imported(path):
 
 
 def test_a_plain_install_is_what_the_package_imports_and_what_opens_notebooks():
-    """But for Snakemake, which acl_reproduce imports when it is run, after it has said how to install it (below)."""
+    """But for what the extras bring: Snakemake, which acl_reproduce imports when it is run, and the library that acl_paper.metric_learning is for."""
     needed = set().union(*(imported(path) for path in (ROOT / "acl_paper").glob("*.py")))
-    assert needed >= names(SETTINGS["workflow_requirements"])
-    assert names(SETTINGS["requirements"]) == needed - names(SETTINGS["workflow_requirements"]) | ASKED_FOR | FOR_PANDAS
+    optional = set().union(*(names(SETTINGS[f"{extra}_requirements"]) for extra in EXTRAS))
+    assert needed >= optional
+    assert names(SETTINGS["requirements"]) == needed - optional | ASKED_FOR | FOR_PANDAS
+
+
+def test_only_its_own_module_needs_the_metric_learning_library():
+    needing = [path.stem for path in (ROOT / "acl_paper").glob("*.py") if "pytorch-metric-learning" in imported(path)]
+    assert needing == ["metric_learning"]
 
 
 def test_every_requirement_has_a_lowest_version():

@@ -21,7 +21,7 @@ from acl_paper.pretraining import PretrainConfig
 from acl_paper.probing import ProbeConfig
 from acl_paper.results import collect_runs
 from acl_paper.runs import load_run, save_run
-from acl_paper.training import TrainConfig
+from acl_paper.training import TrainConfig, alone
 from acl_paper.workflow import differences
 
 FIRST_EDITION = Path(__file__).parent / "first_edition"  # one run of each kind, made by version 0.1.0
@@ -103,6 +103,14 @@ PROGRAM = textwrap.dedent("""
     run = fit(split, TrainConfig(epochs=4, batch_size=8), loss=loss, device="cpu", checkpoint=sys.argv[1] + "/checkpoint.pt", checkpoint_every_s=0, report_every_s=0)
     save_run(sys.argv[1], run)
 """)
+
+
+def test_a_second_process_says_what_it_waits_for(tmp_path):
+    with alone(tmp_path / "run" / "checkpoint.pt"):
+        process = subprocess.Popen([sys.executable, "-c", PROGRAM, tmp_path / "run", "acl"], env=environment(), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        line = process.stdout.readline()
+    assert line.startswith(f"waiting: the run in {tmp_path / 'run'} is made by another process, which holds ")
+    assert "4/4 epochs" in process.communicate(timeout=60)[0]
 
 
 @pytest.mark.parametrize("loss", ["acl", "function"])

@@ -1,0 +1,81 @@
+"""Keep the executed experiment notebooks for the site: python docs/keep_executed.py [RUNS [FIGURES]], by default runs and figures.
+
+`make reproduce PART=all` on the mini data set leaves an executed notebook in every run folder, and two beside the figures. One of each
+kind is copied to docs/executed, without what belongs to the machine (paths, times of cells) and without sound; docs/build.py shows its
+outputs in place of those that the notebook in nbs/ does not have. Nothing is executed here.
+"""
+import json, re, sys
+from pathlib import Path
+
+import nbformat
+
+ROOT = Path(__file__).resolve().parents[1]
+KEPT = ROOT / "docs" / "executed"
+CELL = "clean/alpha=0.5/seed=0"
+ENCODER = "pretrain/resnet18/alpha=0.3/temperature=0.2/seed=0"
+
+
+def places(runs: Path, figures: Path) -> dict[str, Path]:
+    "The folder that has the executed notebook, by the notebook's name."
+    return {"train": runs / "mini" / CELL, "pretrain": runs / "mini" / ENCODER, "probe": runs / "mini" / ENCODER / "linear-noisy" / "seed=0",
+            "results": figures / "mini", "results_selfsupervised": figures / "mini"}
+
+
+def code(notebook: nbformat.NotebookNode) -> dict[str, str]:
+    "What the code cells say, by their names; not the values of parameters, which papermill puts in a cell of its own."
+    return {cell.id: cell.source for cell in notebook.cells if cell.cell_type == "code" and "injected-parameters" not in cell.metadata.get("tags", [])}
+
+
+def kept(name: str) -> nbformat.NotebookNode | None:
+    "The executed notebook of that name, if there is one."
+    path = KEPT / f"{name}.ipynb"
+    return nbformat.read(path, 4) if path.is_file() else None
+
+
+def parameters(notebook: nbformat.NotebookNode) -> dict:
+    "The values that papermill gave."
+    return notebook.metadata.get("papermill", {}).get("parameters", {})
+
+
+def without_machine(text: str) -> str:
+    "A text without the folder of this project."
+    return text.replace(f"{ROOT}/", "").replace(str(ROOT), ".")
+
+
+def kept_output(output):
+    "An output as the site shows it; None for sound and for what a kernel complains of."
+    if output.output_type == "stream" and output.name == "stderr": return None
+    if "text" in output: output.text = without_machine(output.text)
+    for kind, content in output.get("data", {}).items():
+        if "<audio" in content: return None
+        if isinstance(content, str) and not kind.startswith("image/png"): output.data[kind] = without_machine(content)
+    return output
+
+
+def keep(name: str, folder: Path, run: Path) -> Path:
+    "Copy one executed notebook, which is of that run or of many such; the file it became."
+    notebook = nbformat.read(folder / f"{name}.ipynb", 4)
+    source = nbformat.read(ROOT / "nbs" / f"{name}.ipynb", 4)
+    if code(notebook) != code(source):
+        raise SystemExit(f"{folder / name}.ipynb was executed from another version of nbs/{name}.ipynb: make it again")
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    given = {key: value for key, value in parameters(notebook).items() if not re.search("_dir$", key)}
+    notebook.metadata = {"kernelspec": source.metadata.kernelspec,
+                         "executed": {"parameters": given, "versions": config["versions"] | {"mini": config["data"]["version"]},
+                                      "on": notebook.metadata.papermill.start_time[:10]}}
+    for cell in notebook.cells:
+        cell.metadata = {"tags": cell.metadata.tags} if cell.metadata.get("tags") else {}
+        if cell.cell_type == "code":
+            cell.execution_count = None
+            cell.outputs = [output for output in map(kept_output, cell.outputs) if output]
+            for output in cell.outputs: output.pop("execution_count", None), output.get("metadata", {}).clear()
+    KEPT.mkdir(exist_ok=True)
+    nbformat.write(notebook, KEPT / f"{name}.ipynb")
+    return KEPT / f"{name}.ipynb"
+
+
+if __name__ == "__main__":
+    runs, figures = (Path(argument) for argument in [*sys.argv[1:], *[ROOT / "runs", ROOT / "figures"][len(sys.argv) - 1:]])
+    folders = places(runs, figures)
+    of_many = {"results": folders["train"], "results_selfsupervised": folders["probe"]}
+    for name, folder in folders.items(): print(f"kept {keep(name, folder, of_many.get(name, folder)).relative_to(ROOT)}")
