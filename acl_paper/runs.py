@@ -110,22 +110,22 @@ def published_folder(runs_dir: str | Path, dataset: str, name: str) -> Path:
 
 # %% ../nbs/17_runs.ipynb #f12d95ce
 def read_metrics(path: str | Path) -> dict:
-    "What a metrics.json says, without its checksums; a ValueError when it is not whole."
+    "What a metrics.json says, without its checksums; a DatasetError when it is not whole."
     return _metrics_and_sums(Path(path))[0]
 
 
 def _metrics_and_sums(path):
     try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError:
-        raise ValueError(f"{path} does not hold metrics") from None
+        metrics = json.loads(path.read_bytes())
+    except (RecursionError, ValueError) as error:
+        raise DatasetError(f"{path} is damaged ({error}); make the run again") from None
     if not isinstance(metrics, dict):
-        raise ValueError(f"{path} does not hold metrics")
+        raise DatasetError(f"{path} does not hold metrics; make the run again")
     sums = metrics.pop("sha256", None)
     if sums is None and not _promises_sums(path.with_name("config.json")):
         return metrics, {}
     if not isinstance(sums, dict) or sums.get(path.name) != _sum_of(_as_bytes(metrics)):
-        raise ValueError(f"{path} does not have the checksum that was written with it")
+        raise DatasetError(f"{path} is damaged (its checksum is another); make the run again")
     return metrics, sums
 
 
@@ -218,8 +218,9 @@ def read_config(folder: str | Path) -> dict:
         when it cannot be read, naming the file.
     """
     path = Path(folder)/"config.json"
+    content = checked_bytes(path)
     try:
-        config = json.loads(checked_bytes(path))
+        config = json.loads(content)
         return config if "settings" in config else _of_first_edition(config)
     except (AttributeError, KeyError, RecursionError, StopIteration, TypeError, ValueError) as error:
         why = f"{type(error).__name__} {error}"
