@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['SPLIT_CHOICES', 'KINDS', 'SETS', 'NOISY', 'training_patch_starts', 'test_patch_starts', 'Scaler', 'fit_scaler',
-           'Patches', 'SplitConfig', 'check_settings', 'Split', 'make_split', 'ClipFrames', 'clip_frames',
-           'random_patches', 'InputScale', 'fit_input_scale', 'grid_patches', 'ClipSplit', 'make_clip_split']
+           'Patches', 'SplitConfig', 'check_settings', 'check_types', 'Split', 'make_split', 'ClipFrames',
+           'clip_frames', 'random_patches', 'InputScale', 'fit_input_scale', 'grid_patches', 'ClipSplit',
+           'make_clip_split']
 
 # %% ../nbs/09_patches.ipynb #d0dce879
 import math
@@ -231,6 +232,11 @@ def check_settings(config: object, *, choices: dict[str, tuple[str, ...]] = {},
     for name, least in at_least.items():
         value = getattr(config, name)
         check_setting(_is_whole(value) and value >= least, name, f"a whole number from {least}", value)
+    check_types(config)
+
+
+def check_types(config: object) -> None:
+    "A ValueError unless all settings of a dataclass are of the types that it names."
     for setting in fields(config):
         value = getattr(config, setting.name)
         is_right, expected = KINDS.get(setting.type, (lambda _: True, ""))

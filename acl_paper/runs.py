@@ -493,7 +493,7 @@ def _whole(path, read):
     "What `read` makes of a file; a DatasetError that names it when it cannot."
     try:
         return read(path)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         if str(path.parent) in str(error):
             raise
         raise DatasetError(f"{path} is damaged ({error}); make the run again") from None
@@ -501,7 +501,13 @@ def _whole(path, read):
 
 def _described(config):
     "Settings, features and class names as a config.json has them."
-    return settings_of(config), FeatureConfig(**config["features"]), list(config["classes"])
+    from acl_paper.patches import check_types
+
+    features = FeatureConfig(**config["features"])
+    check_types(features)
+    if config["kind"] == "probe":
+        _settings("pretraining", config["pretrained"])
+    return settings_of(config), features, list(config["classes"])
 
 
 def _read_table(path, **types):
@@ -557,7 +563,9 @@ def _read_weights(folder, config):
         tensors = safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:
         raise DatasetError(f"{path} is damaged ({error}); make the run again") from None
-    return tensors if "scaler.scale" in tensors and "network" in config else _renamed(tensors, config)
+    if "scaler.scale" in tensors and "network" in config:
+        return tensors
+    return _whole(folder/"config.json", lambda _: _renamed(tensors, config))
 
 # %% ../nbs/17_runs.ipynb #50bff489
 def _renamed(tensors, config):
