@@ -127,7 +127,7 @@ def patch_batches(blocks: Iterable[np.ndarray], patch_frames: int, hop: int, *,
     hop : int
         Frames from one patch to the next, at most T.
     n_at_once : int
-        Patches of a batch at least, but for the last. Few, as their feature maps take the most memory.
+        Patches of a batch at most. Few, as their feature maps take the most memory.
 
     Yields
     ------
@@ -141,7 +141,7 @@ def patch_batches(blocks: Iterable[np.ndarray], patch_frames: int, hop: int, *,
             joined = np.concatenate(held)
             n = (n_frames - patch_frames) // hop + 1
             windows = np.lib.stride_tricks.sliding_window_view(joined, patch_frames, axis=0)[:n * hop:hop]
-            yield torch.from_numpy(windows.transpose(0, 2, 1).copy()).unsqueeze(1)
+            yield from torch.from_numpy(windows.transpose(0, 2, 1).copy()).unsqueeze(1).split(n_at_once)
             held = [joined[n * hop:]]
 
 # %% ../nbs/20_inference.ipynb #541b8e35
@@ -266,7 +266,8 @@ def outputs_by_batch(classifier, recording: Recording, hop: int) -> Iterator[tup
     "Softmax of the first output (B, C) and embedding (B, D) of a recording's patches, batch by batch."
     run = classifier.run
     frames = (run.scaler(block).astype(np.float32, copy=False) for block in recording.frames())
-    for patches in patch_batches(frames, run.patch_frames, hop):
+    n_at_once = 4 if classifier.device.type == "cpu" else 64
+    for patches in patch_batches(frames, run.patch_frames, hop, n_at_once=n_at_once):
         with torch.inference_mode():
             logits, embedding = classifier.network(patches.to(classifier.device))
         yield logits.float().softmax(1).cpu().numpy(), embedding.float().cpu().numpy()

@@ -356,8 +356,8 @@ def _test_line(config, metrics):
         return "none"
     how = config["tested_by"] + ": " if "tested_by" in config else ""
     value, low, high = [100 * metrics[name] for name in ("accuracy", "accuracy_low", "accuracy_high")]
-    return (f"{how}clip accuracy {value:.1f} % [{low:.1f}, {high:.1f}] (95 %, n = {metrics['n_test_clips']}), "
-            f"macro accuracy {100 * metrics['macro_accuracy']:.1f} %")
+    return (f"{how}clip accuracy {value:.1f} % [{low:.1f}, {high:.1f}] (95 %, "
+            f"n = {metrics['n_test_clips']}), macro accuracy {100 * metrics['macro_accuracy']:.1f} %")
 
 
 def _limits(config, metrics):
