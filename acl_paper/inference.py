@@ -24,6 +24,7 @@ from torch import Tensor
 
 # %% ../nbs/20_inference.ipynb #cc62a75a
 from .audio import BLOCK, audio_blocks
+from .console import DatasetError
 from .evaluation import Run, choose_device, tuned
 from .log_mel import FeatureConfig, log_mel, repeat_short
 from .networks import placed
@@ -226,10 +227,10 @@ class Recording:
 
 # %% ../nbs/20_inference.ipynb #d1e69257
 def classes_of(run: Run, name: str = "this run") -> list[str]:
-    "Names of a run's classes; a ValueError that says what to do for one that has none."
+    "Names of a run's classes; a `DatasetError` that says what to do for one that has none."
     if run.kind == "pretraining":
-        raise ValueError(f"{name} is an encoder without a classifier: it embeds, but does not predict. "
-                         "Train a classifier on it: acl_probe FOLDER, or nbs/probe.ipynb")
+        raise DatasetError(f"{name} is an encoder without a classifier: it embeds, but does not predict. "
+                           "Train a classifier on it: acl_probe FOLDER, or nbs/probe.ipynb")
     return run.classes
 
 
