@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KEPT_BLOCKS', 'SILENT_BELOW', 'MOST_TIMES', 'ROW', 'two_passes', 'measure', 'log_mel_blocks', 'patch_batches',
            'blocks_of', 'Recording', 'classes_of', 'patch_hop_of', 'Heard', 'outputs_by_batch', 'hear', 'row_of',
-           'timeline_of', 'segments', 'named', 'exact', 'Classifier']
+           'hop_frames', 'timeline_of', 'segments', 'named', 'exact', 'Classifier']
 
 # %% ../nbs/20_inference.ipynb #aa784f0d
 import copy
@@ -324,14 +324,20 @@ def row_of(name: str, heard: Heard, classes: list[str], *, top: int = 1, thresho
     return row | dict(zip(columns, probabilities.tolist()))
 
 # %% ../nbs/20_inference.ipynb #fec7fc79
-def timeline_of(classifier, recording: Recording, hop_s: float) -> pd.DataFrame:
-    "Probabilities along a recording: see `Classifier.timeline`."
-    run, classes = classifier.run, classes_of(classifier.run, classifier.name)
+def hop_frames(run: Run, hop_s: float) -> int:
+    "Frames between the patches of a timeline; a `DatasetError` where there would be gaps between them."
     frame_s = run.features.hop_length / run.features.sample_rate
     hop = round(hop_s / frame_s)
     if not 1 <= hop <= run.patch_frames:
-        raise ValueError(f"hop_s must lie between {frame_s:.3g} s and the {run.patch_frames * frame_s:.3g} s "
-                         f"of a patch, not be {hop_s}")
+        raise DatasetError(f"the hop must lie between {frame_s:.3g} s and the {run.patch_frames * frame_s:.3g} s "
+                           f"of a patch, not be {hop_s}")
+    return hop
+
+
+def timeline_of(classifier, recording: Recording, hop_s: float) -> pd.DataFrame:
+    "Probabilities along a recording: see `Classifier.timeline`."
+    run, classes = classifier.run, classes_of(classifier.run, classifier.name)
+    frame_s, hop = run.features.hop_length / run.features.sample_rate, hop_frames(run, hop_s)
     batches = [probabilities for probabilities, _ in outputs_by_batch(classifier, recording, hop)]
     probabilities = np.concatenate(batches)
     starts = np.arange(len(probabilities)) * hop

@@ -25,7 +25,7 @@ from torch import Tensor
 
 # %% ../nbs/20b_quick_probe.ipynb #28bd661e
 from .audio import AudioError, links_leading_out, usable_cores
-from .batch import load_classifier, results_of
+from .batch import load_classifier, results_of, shown_path
 from .console import DatasetError, command, make_folder, project_root, some_names
 from .data import class_names, load_clips, locate_dataset
 from .evaluation import Run, accuracy, clip_outputs, prediction_table
@@ -227,8 +227,10 @@ def acl_probe(folder: str,  # of labelled clips: a folder per class, or a clips.
               device: str = "auto",  # auto, cpu, cuda ...
               jobs: int = None):  # clips at a time (default: one per core, up to 4)
     "Fit a linear classifier for a folder of clips to what a frozen encoder makes of them."
-    location = locate_dataset("auto", folder)
-    clips = load_clips(location.root)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* marks no test clips")  # all clips are tested on
+        location = locate_dataset("auto", folder)
+        clips = load_clips(location.root)
     classifier = load_classifier(run, device, ("pretraining",))
     settings = ProbeConfig(subset="all", optimiser="lbfgs", epochs=1)
     out = Path(out) if out else default_folder(project_root()/"runs", location.name, run, settings)
@@ -242,6 +244,6 @@ def acl_probe(folder: str,  # of labelled clips: a folder per class, or a clips.
     save_probe(out, probe, predictions, location, run, len(np.unique(parts)))
     print(f"{len(predictions)} clips of {len(classes)} classes on {run}")
     print(f"cross-validated accuracy: {accuracy(predictions)}")
-    print(f"use it: acl_predict RECORDINGS --run {shlex.quote(str(out))}")
+    print(f"use it: acl_predict RECORDINGS --run {shlex.quote(shown_path(out))}")
     if problems:
         raise SystemExit(1)
