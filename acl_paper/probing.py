@@ -59,7 +59,8 @@ class ProbeConfig:
     released: bool = False  # True: the released code's batch norm and its validation on training clips
 
     def __post_init__(self):
-        object.__setattr__(self, "milestones", tuple(self.milestones))
+        if isinstance(self.milestones, list):
+            object.__setattr__(self, "milestones", tuple(self.milestones))
         if self.learning_rate is None:
             object.__setattr__(self, "learning_rate", 0.1 if self.task == "linear" else 0.01)
         check_settings(self, choices={"task": ("linear", "finetune")},
