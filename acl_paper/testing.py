@@ -19,6 +19,7 @@ from .console import DatasetError, command, make_folder, track, user_path, write
 from .data import DatasetLocation, load_clips, locate_dataset
 from .evaluation import accuracy, macro_accuracy, probability_columns
 from .inference import Classifier, classes_of
+from .runs import predictions_csv
 
 # %% ../nbs/20e_testing.ipynb #37955ae1
 def clips_to_test(location: DatasetLocation, classes: list[str], split: str = "test") -> pd.DataFrame:
@@ -110,9 +111,8 @@ def save_test(folder: str | Path, predictions: pd.DataFrame, **about) -> dict:
     numbers = {"accuracy": share.value, "accuracy_low": share.low, "accuracy_high": share.high,
                "n_test_clips": share.n, "macro_accuracy": macro_accuracy(predictions)}
     folder = make_folder(folder, "the test's results")
-    text = predictions.to_csv(index=False, float_format="%.6g")
-    write_atomically(folder/"predictions.csv", text.encode("utf-8"))
-    write_atomically(folder/"metrics.json", json.dumps(numbers | about, indent=1).encode("utf-8"))
+    write_atomically(folder/"predictions.csv", predictions_csv(predictions))
+    write_atomically(folder/"metrics.json", json.dumps(numbers | about, indent=1))
     return numbers | about
 
 # %% ../nbs/20e_testing.ipynb #2dcdddbf
