@@ -1,5 +1,6 @@
 # make demo        train and test on the embedded mini data set
 # make test        all tests
+# make test-all    the same, then an hour of damaged files, random inputs and kills (FUZZ_SEED=20261126 FUZZ_ROUNDS=30), and what came of it
 # make test-notebooks   every notebook once more, slow cells too, each in a fresh kernel
 # make reproduce   the paper's table with its figures; the same command resumes after an interruption (SNAKEMAKE=-n: what is left to do)
 #                  PART=selfsupervised: pre-training, probes and their table instead; PART=all: both
@@ -23,7 +24,7 @@ DEMO   := runs/mini/$(SUBSET)/alpha=$(ALPHA)/seed=$(SEED)
 # A text as one word of the shell, whatever it holds.
 quoted  = '$(subst ','\'',$(1))'
 
-.PHONY: setup demo test test-notebooks test-installs reproduce results gpu docs notebooks readme clean
+.PHONY: setup demo test test-all test-notebooks test-installs reproduce results gpu docs notebooks readme clean
 setup: $(READY)-dev
 
 $(READY): constraints.txt settings.ini setup.py
@@ -46,6 +47,12 @@ demo: $(READY)
 
 test: $(READY)-test
 	PATH="$(BIN):$$PATH" python -m pytest tests -ra --numprocesses=2 --dist=loadscope --durations=10
+
+FUZZ_SEED   ?= $(shell date +%Y%m%d)
+FUZZ_ROUNDS ?= 30
+test-all: test
+	PATH="$(BIN):$$PATH" ACL_FUZZ_SEED=$(call quoted,$(FUZZ_SEED)) ACL_FUZZ_ROUNDS=$(call quoted,$(FUZZ_ROUNDS)) ACL_TRIED=figures/robustness/tried.csv \
+	  python -m pytest tests/test_fuzz.py tests/test_properties.py tests/check_kills.py -ra
 
 test-notebooks: $(READY)-test
 	PATH="$(BIN):$$PATH" python -m pytest tests/check_notebooks.py -ra

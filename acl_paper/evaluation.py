@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['CLIP_COLUMNS', 'choose_device', 'tuned', 'CudaRecording', 'step_schedule', 'autocast', 'outputs_of', 'ClipOutputs',
-           'clip_outputs', 'prediction_table', 'class_probabilities', 'Run', 'evaluate', 'Proportion', 'wilson',
-           'accuracy', 'class_accuracy', 'macro_accuracy', 'patch_weighted_accuracy', 'validation_accuracies',
-           'all_accuracies', 'hardest_clips', 'neighbour_votes', 'neighbour_predictions', 'mcnemar',
-           'paired_difference', 'holm', 'comparison_power']
+           'clip_outputs', 'probability_columns', 'prediction_table', 'class_probabilities', 'Run', 'evaluate',
+           'Proportion', 'wilson', 'accuracy', 'class_accuracy', 'macro_accuracy', 'patch_weighted_accuracy',
+           'validation_accuracies', 'all_accuracies', 'hardest_clips', 'neighbour_votes', 'neighbour_predictions',
+           'mcnemar', 'paired_difference', 'holm', 'comparison_power']
 
 # %% ../nbs/12_evaluation.ipynb #92cdcf26
 import ctypes
@@ -224,6 +224,11 @@ def clip_outputs(logits: Tensor, embedding: Tensor, patches: Patches) -> ClipOut
 CLIP_COLUMNS = ("fname", "truth", "prediction", "n_patches")  # before the probabilities
 
 
+def probability_columns(classes: list[str]) -> list[str]:
+    "The names of the probability columns of a `prediction_table`."
+    return [f"{name} (class)" if name in CLIP_COLUMNS else name for name in classes]
+
+
 def prediction_table(outputs: ClipOutputs, fnames: pd.Series, classes: list[str]) -> pd.DataFrame:
     """What a model says of each clip, with names.
 
@@ -251,8 +256,7 @@ def prediction_table(outputs: ClipOutputs, fnames: pd.Series, classes: list[str]
         "prediction": names[probabilities.argmax(1)],
         "n_patches": outputs.n_patches.tolist(),
     })
-    columns = [f"{name} (class)" if name in CLIP_COLUMNS else name for name in classes]
-    return pd.concat([table, pd.DataFrame(probabilities, columns=columns)], axis=1)
+    return pd.concat([table, pd.DataFrame(probabilities, columns=probability_columns(classes))], axis=1)
 
 # %% ../nbs/12_evaluation.ipynb #a5f18b46
 def class_probabilities(predictions: pd.DataFrame) -> pd.DataFrame:

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 import explorer
 import keep_executed
+import robustness
 from acl_paper import mini
 
 settings = ConfigParser(delimiters=["="], interpolation=None)
@@ -26,7 +27,7 @@ REPOSITORY, BRANCH = "https://github.com/{user}/{repo}".format_map(settings["DEF
 BADGE = re.compile(r"\[!\[Open in Colab\]\(\S+\)\]\((\S+)\)")
 
 # The order in which a newcomer reads. A notebook that is not named here comes last in its section.
-WORKFLOW = ["train", "pretrain", "probe", "results", "results_selfsupervised", "change_it"]
+WORKFLOW = ["train", "test", "pretrain", "probe", "results", "results_selfsupervised", "change_it"]
 STUDIES = ["uniformity_tolerance", "audit", "benchmark"]
 
 # Where the pages of earlier versions are now
@@ -68,6 +69,7 @@ def relink(text: str, folder: str) -> str:
         inside = found.relative_to(ROOT)
         if inside.parent == Path("nbs") and inside.suffix == ".ipynb": new = inside.name
         elif inside.name in PROJECT_PAGES: new = PROJECT_PAGES[inside.name]
+        elif inside.as_posix() in MADE_PAGES: new = MADE_PAGES[inside.as_posix()]
         elif inside.suffix in (".png", ".svg", ".jpg", ".gif"):
             new = f"_images_of_pages/{inside.name}"
             put(new, found.read_bytes())
@@ -78,6 +80,7 @@ def relink(text: str, folder: str) -> str:
 
 
 SOURCE = ROOT / "_build" / "src"  # where `put` writes
+MADE_PAGES = {"docs/robustness.py": "robustness.md"}  # by what makes them
 PROJECT_PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md", "README.md": "index.ipynb"}
 written: set[Path] = set()
 
@@ -187,7 +190,7 @@ def table_of_contents() -> str:
     label = lambda name: name if not name[:2].isdigit() else f"{name.split('_')[0]} · {title(name)} <{name}>"
     tree = lambda caption, names: f"```{{toctree}}\n:hidden:\n:caption: {caption}\n\n" + "\n".join(map(label, names)) + "\n```\n"
     parts = [tree(caption, names) for caption, names in sections().items() if names]
-    return "\n".join([*parts, tree("Reference", ["api/index"]), tree("Project", ["contributing", "changelog", f"Repository <{REPOSITORY}>"])])
+    return "\n".join([*parts, tree("Reference", ["api/index"]), tree("Project", ["contributing", "robustness", "changelog", f"Repository <{REPOSITORY}>"])])
 
 
 def title(name: str) -> str:
@@ -233,6 +236,7 @@ def stage():
         if path.stem[0] not in "._": stage_notebook(path)
     stage_api()
     put("explorer.md", explorer.page(ROOT))
+    put("robustness.md", relink(robustness.page(ROOT), "."))
     for page, name in PROJECT_PAGES.items():
         if name.endswith(".md"): put(name, relink((ROOT / page).read_text(encoding="utf-8"), "."))
     for path in SOURCE.rglob("*"):

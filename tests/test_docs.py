@@ -13,7 +13,7 @@ from nbconvert import HTMLExporter
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
-import build, explorer, make_readme, refresh_notebooks  # noqa: E402
+import build, explorer, make_readme, refresh_notebooks, robustness  # noqa: E402
 
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").glob("*.ipynb") if p.stem[0] not in "._")
 
@@ -226,6 +226,24 @@ def test_explorer_has_no_empty_chart(tmp_path):
     for table in explorer.load(ROOT):
         for subset, rows in table.groupby("subset"):
             assert rows.reindex(columns=["published", "mean"]).notna().any(axis=None), subset
+
+
+def test_what_was_tried_is_counted_from_the_file(tmp_path):
+    folder = tmp_path / "figures" / "robustness"
+    folder.mkdir(parents=True)
+    lines = ["what,seed,n,right,refused,wrong,promise,date,versions", '"audio, damaged",7,1300,300,999,1,It is read | refused.,2026-11-26,python 3']
+    (folder / "tried.csv").write_text("\n".join([*lines, "kills,7,20,20,0,0,The same.,2026-11-26,python 3\n"]))
+    page = robustness.page(tmp_path)
+    assert "**1,320 tries, 1 wrong**, on 2026-11-26 with the seed 7: python 3." in page
+    assert "| audio, damaged | It is read \\| refused. | 1,300 | 300 | 999 | 1 |\n| kills | The same. | 20 | 20 | 0 | 0 |" in page
+
+
+def test_what_was_tried_has_a_page(pages):
+    tried = pd.read_csv(ROOT / "figures" / "robustness" / "tried.csv")
+    assert (tried.n == tried.right + tried.refused + tried.wrong).all() and tried.seed.nunique() == 1
+    text = text_of(pages["robustness.html"])
+    assert f"{tried.n.sum():,} tries" in text and all(what in text for what in tried.what)
+    assert 'href="robustness.html"' in pages["contributing.html"]
 
 
 def test_links_lead_where_they_should():
