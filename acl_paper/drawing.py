@@ -20,7 +20,6 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from sklearn.manifold import TSNE
 from sklearn.metrics import confusion_matrix
 
 # %% ../nbs/19_drawing.ipynb #19d00005
@@ -432,6 +431,8 @@ def embedding_map(folder: str | Path, *, seed: int = 0) -> pd.DataFrame:
     DataFrame
         One row per clip: x and y in [-1, 1], and truth.
     """
+    from sklearn.manifold import TSNE
+
     embeddings = np.load(Path(folder)/"embeddings.npy")
     perplexity = min(30, (len(embeddings) - 1) / 3)
     tsne = TSNE(metric="cosine", init="random", perplexity=perplexity, random_state=seed)
