@@ -558,8 +558,6 @@ def paired_difference(right_a: np.ndarray, right_b: np.ndarray, *, confidence: f
     """
     from scipy.stats import bootstrap
 
-    from scipy.stats import bootstrap
-
     difference = np.asarray(right_a, float) - np.asarray(right_b, float)
     if np.ptp(difference) == 0:
         return Proportion(difference[0], difference[0], difference[0], len(difference))

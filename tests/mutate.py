@@ -151,6 +151,8 @@ def fails(place, module, run):
 
 def _in_child(place, module, run):
     os.chdir(place)
+    os.environ["PYTHONPATH"] = str(place)
+    del sys.modules["helpers"]  # which says where the repository is
     sys.path[:] = [str(place), str(place / "tests"), *(path for path in sys.path if not path.startswith(str(ROOT / "tests")))]
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
