@@ -139,8 +139,8 @@ class FramesOnDisk:
     def __getitem__(self, rows: slice) -> np.ndarray:
         first, last, _ = rows.indices(len(self))
         n_mels = self.shape[1]
-        values = np.fromfile(self.path, "<f4", (last - first) * n_mels, offset=self.offset + first * n_mels * 4)
-        return values.reshape(-1, n_mels)
+        start = self.offset + first * n_mels * 4
+        return np.fromfile(self.path, "<f4", (last - first) * n_mels, offset=start).reshape(-1, n_mels)
 
 
 def unmapped(store: FeatureStore) -> FramesOnDisk | np.ndarray:
