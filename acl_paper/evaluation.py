@@ -22,8 +22,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from scipy.stats import binomtest, bootstrap, nct
-from scipy.stats import t as student_t
 from torch import Tensor, nn
 
 # %% ../nbs/12_evaluation.ipynb #f40bb72d
@@ -364,6 +362,8 @@ class Proportion(NamedTuple):
 
 def wilson(n_right: int, n: int, *, confidence: float = 0.95) -> Proportion:
     "The proportion n_right / n with its Wilson interval."
+    from scipy.stats import binomtest
+
     interval = binomtest(n_right, n).proportion_ci(confidence, method="wilson")
     return Proportion(n_right / n, float(interval.low), float(interval.high), n)
 
@@ -533,6 +533,8 @@ def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> float:
     float
         p-value in (0, 1]; 1 when the models never differ.
     """
+    from scipy.stats import binomtest
+
     only_a = int(np.sum(right_a & ~right_b))
     only_b = int(np.sum(~right_a & right_b))
     return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
@@ -558,6 +560,8 @@ def paired_difference(right_a: np.ndarray, right_b: np.ndarray, *, confidence: f
     Proportion
         The mean difference in [-1, 1], its interval and K.
     """
+    from scipy.stats import bootstrap
+
     difference = np.asarray(right_a, float) - np.asarray(right_b, float)
     if np.ptp(difference) == 0:
         return Proportion(difference[0], difference[0], difference[0], len(difference))
@@ -611,6 +615,9 @@ def comparison_power(effect: float, n_seeds: int, n_clips: int, *, accuracy: flo
     ValueError
         for fewer than two seeds, which leave nothing to estimate the spread between runs from.
     """
+    from scipy.stats import nct
+    from scipy.stats import t as student_t
+
     if np.min(n_seeds) < 2:
         raise ValueError(f"n_seeds must be at least 2, one run has no spread; got {np.min(n_seeds)}")
     of_clips = accuracy * (1 - accuracy) / n_clips

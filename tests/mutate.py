@@ -13,6 +13,7 @@ import argparse
 import ast
 import copy
 import csv
+import importlib
 import json
 import multiprocessing
 import os
@@ -151,6 +152,8 @@ def fails(place, module, run):
 
 def _in_child(place, module, run):
     os.chdir(place)
+    os.environ["PYTHONPATH"] = str(place)
+    del sys.modules["helpers"]  # which says where the repository is
     sys.path[:] = [str(place), str(place / "tests"), *(path for path in sys.path if not path.startswith(str(ROOT / "tests")))]
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
@@ -186,9 +189,9 @@ RUNS = {"notebook": run_notebook, "tests": run_tests}
 
 def preload():
     """Import what the notebooks import, but not the package, so that a forked process need not."""
-    import fastcore.test, h5py, librosa, matplotlib.pyplot, nbdev.test, numba, pandas, pytest, scipy.stats, sklearn.metrics, torch  # noqa: E401, F401
-
-    torch.set_num_threads(1)
+    for name in ("fastcore.test", "h5py", "librosa", "matplotlib.pyplot", "nbdev.test", "numba", "pandas", "pytest", "scipy.stats", "sklearn.metrics"):
+        importlib.import_module(name)
+    importlib.import_module("torch").set_num_threads(1)
     assert not any(name.partition(".")[0] == "acl_paper" for name in sys.modules)
 
 
