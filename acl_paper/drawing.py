@@ -21,7 +21,6 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from sklearn.manifold import TSNE
 from sklearn.metrics import confusion_matrix
 
 # %% ../nbs/19_drawing.ipynb #19d00005
@@ -433,6 +432,8 @@ def embedding_map(folder: str | Path, *, seed: int = 0) -> pd.DataFrame:
     DataFrame
         One row per clip: x and y in [-1, 1], and truth.
     """
+    from sklearn.manifold import TSNE
+
     embeddings = np.load(io.BytesIO(checked_bytes(Path(folder)/"embeddings.npy")))
     plane = np.zeros((len(embeddings), 2))
     if len(embeddings) > 1:  # one clip has no neighbours, and lies in the middle

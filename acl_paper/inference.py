@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KEPT_BLOCKS', 'SILENT_BELOW', 'MOST_TIMES', 'ROW', 'two_passes', 'measure', 'log_mel_blocks', 'patch_batches',
            'blocks_of', 'Recording', 'classes_of', 'patch_hop_of', 'Heard', 'outputs_by_batch', 'hear', 'row_of',
-           'timeline_of', 'segments', 'named', 'exact', 'Classifier']
+           'hop_frames', 'timeline_of', 'segments', 'named', 'exact', 'Classifier']
 
 # %% ../nbs/20_inference.ipynb #aa784f0d
 import copy
@@ -24,6 +24,7 @@ from torch import Tensor
 
 # %% ../nbs/20_inference.ipynb #cc62a75a
 from .audio import BLOCK, audio_blocks
+from .console import DatasetError
 from .evaluation import Run, choose_device, tuned
 from .log_mel import FeatureConfig, log_mel, repeat_short
 from .networks import placed
@@ -127,7 +128,7 @@ def patch_batches(blocks: Iterable[np.ndarray], patch_frames: int, hop: int, *,
     hop : int
         Frames from one patch to the next, at most T.
     n_at_once : int
-        Patches of a batch at least, but for the last. Few, as their feature maps take the most memory.
+        Patches of a batch at most. Few, as their feature maps take the most memory.
 
     Yields
     ------
@@ -141,7 +142,7 @@ def patch_batches(blocks: Iterable[np.ndarray], patch_frames: int, hop: int, *,
             joined = np.concatenate(held)
             n = (n_frames - patch_frames) // hop + 1
             windows = np.lib.stride_tricks.sliding_window_view(joined, patch_frames, axis=0)[:n * hop:hop]
-            yield torch.from_numpy(windows.transpose(0, 2, 1).copy()).unsqueeze(1)
+            yield from torch.from_numpy(windows.transpose(0, 2, 1).copy()).unsqueeze(1).split(n_at_once)
             held = [joined[n * hop:]]
 
 # %% ../nbs/20_inference.ipynb #541b8e35
@@ -226,10 +227,10 @@ class Recording:
 
 # %% ../nbs/20_inference.ipynb #d1e69257
 def classes_of(run: Run, name: str = "this run") -> list[str]:
-    "Names of a run's classes; a ValueError that says what to do for one that has none."
+    "Names of a run's classes; a `DatasetError` that says what to do for one that has none."
     if run.kind == "pretraining":
-        raise ValueError(f"{name} is an encoder without a classifier: it embeds, but does not predict. "
-                         "Train a classifier on it: acl_probe FOLDER, or nbs/probe.ipynb")
+        raise DatasetError(f"{name} is an encoder without a classifier: it embeds, but does not predict. "
+                           "Train a classifier on it: acl_probe FOLDER, or nbs/probe.ipynb")
     return run.classes
 
 
@@ -266,7 +267,8 @@ def outputs_by_batch(classifier, recording: Recording, hop: int) -> Iterator[tup
     "Softmax of the first output (B, C) and embedding (B, D) of a recording's patches, batch by batch."
     run = classifier.run
     frames = (run.scaler(block).astype(np.float32, copy=False) for block in recording.frames())
-    for patches in patch_batches(frames, run.patch_frames, hop):
+    n_at_once = 4 if classifier.device.type == "cpu" else 64
+    for patches in patch_batches(frames, run.patch_frames, hop, n_at_once=n_at_once):
         with torch.inference_mode():
             logits, embedding = classifier.network(patches.to(classifier.device))
         yield logits.float().softmax(1).cpu().numpy(), embedding.float().cpu().numpy()
@@ -322,14 +324,20 @@ def row_of(name: str, heard: Heard, classes: list[str], *, top: int = 1, thresho
     return row | dict(zip(columns, probabilities.tolist()))
 
 # %% ../nbs/20_inference.ipynb #fec7fc79
-def timeline_of(classifier, recording: Recording, hop_s: float) -> pd.DataFrame:
-    "Probabilities along a recording: see `Classifier.timeline`."
-    run, classes = classifier.run, classes_of(classifier.run, classifier.name)
+def hop_frames(run: Run, hop_s: float) -> int:
+    "Frames between the patches of a timeline; a `DatasetError` where there would be gaps between them."
     frame_s = run.features.hop_length / run.features.sample_rate
     hop = round(hop_s / frame_s)
     if not 1 <= hop <= run.patch_frames:
-        raise ValueError(f"hop_s must lie between {frame_s:.3g} s and the {run.patch_frames * frame_s:.3g} s "
-                         f"of a patch, not be {hop_s}")
+        raise DatasetError(f"the hop must lie between {frame_s:.3g} s and the "
+                           f"{run.patch_frames * frame_s:.3g} s of a patch, not be {hop_s}")
+    return hop
+
+
+def timeline_of(classifier, recording: Recording, hop_s: float) -> pd.DataFrame:
+    "Probabilities along a recording: see `Classifier.timeline`."
+    run, classes = classifier.run, classes_of(classifier.run, classifier.name)
+    frame_s, hop = run.features.hop_length / run.features.sample_rate, hop_frames(run, hop_s)
     batches = [probabilities for probabilities, _ in outputs_by_batch(classifier, recording, hop)]
     probabilities = np.concatenate(batches)
     starts = np.arange(len(probabilities)) * hop

@@ -24,7 +24,7 @@ from torch import Tensor
 # %% ../nbs/09_patches.ipynb #8028761b
 from .console import DatasetError, can_name_folder
 from .data import class_names, select_subset, split_clips
-from .features import FeatureConfig, FeatureStore
+from .features import FeatureConfig, FeatureStore, FramesOnDisk, unmapped
 from .losses import check_setting
 
 # %% ../nbs/09_patches.ipynb #23686dde
@@ -86,17 +86,19 @@ class Scaler:
     scale: np.ndarray
 
     def __call__(self, frames: np.ndarray) -> np.ndarray:
-        return ((frames - self.mean) / self.scale).astype(np.float32)
+        values = frames - self.mean
+        values /= self.scale
+        return values.astype(np.float32)
 
 
-def fit_scaler(frames: np.ndarray, starts: np.ndarray, *, patch_frames: int = 100,
+def fit_scaler(frames: np.ndarray | FramesOnDisk, starts: np.ndarray, *, patch_frames: int = 100,
                block_frames: int = 4096) -> Scaler:
     """Mean and standard deviation of every band over patches.
 
     Parameters
     ----------
-    frames : ndarray, shape (N, n_mels)
-        Such as `FeatureStore.frames`.
+    frames : ndarray or FramesOnDisk, shape (N, n_mels)
+        Such as the frames of a `FeatureStore`.
     starts : ndarray, shape (P,), int64
         First frame of each patch in `frames`.
     patch_frames : int
@@ -107,12 +109,16 @@ def fit_scaler(frames: np.ndarray, starts: np.ndarray, *, patch_frames: int = 10
     counts = np.zeros(len(frames) + 1, np.int64)
     np.add.at(counts, starts, 1)
     np.add.at(counts, np.asarray(starts) + patch_frames, -1)
-    counts = counts.cumsum()[:-1]
+    counts = counts.cumsum()[:-1].astype(np.float64)
     total = np.zeros((2, frames.shape[1]))
+    block = np.empty((block_frames, frames.shape[1]))
     for i in range(0, len(frames), block_frames):
         weight = counts[i:i + block_frames]
-        block = frames[i:i + block_frames].astype(np.float64)
-        total += weight @ block, weight @ block**2
+        if weight.any():
+            values = block[:len(weight)]
+            values[:] = frames[i:i + block_frames]
+            total[0] += weight @ values
+            total[1] += weight @ np.square(values, out=values)
     mean, square = total / counts.sum()
     scale = np.sqrt(np.maximum(square - mean**2, 0))
     return Scaler(mean, np.where(scale > 1e-7, scale, 1.0))
@@ -344,17 +350,25 @@ def _fit_split_scaler(store, clips, config):
     rows = store.clips.loc[clips.index]
     if config.scaler_over == "patches":
         starts = [row.offset + _training_starts(row.n_frames, config) for row in rows.itertuples()]
-        return fit_scaler(store.frames, np.concatenate(starts), patch_frames=config.patch_frames)
+        return fit_scaler(unmapped(store), np.concatenate(starts), patch_frames=config.patch_frames)
     starts = [row.offset + np.arange(row.n_frames) for row in rows.itertuples()]
-    return fit_scaler(store.frames, np.concatenate(starts), patch_frames=1)
+    return fit_scaler(unmapped(store), np.concatenate(starts), patch_frames=1)
+
+
+def _fill(frames, store, clips, of_clip):
+    "Put the frames of some clips, each changed by `of_clip`, one after the other."
+    stored, start = unmapped(store), 0
+    rows = store.clips.loc[clips]
+    for first, length in zip(rows.offset, rows.n_frames):
+        frames[start:start + length] = of_clip(stored[first:first + length])
+        start += length
 
 
 def _patches(store, clips, scaler, config, *, test):
     n_frames = store.clips.n_frames[clips.index].to_numpy()
     offsets = np.cumsum(n_frames) - n_frames
     frames = np.empty((n_frames.sum(), store.config.n_mels), config.frames)
-    for clip, offset, length in zip(clips.index, offsets, n_frames):
-        frames[offset:offset + length] = scaler(store[clip])
+    _fill(frames, store, clips.index, scaler)
     if test:
         starts = [test_patch_starts(n, config.patch_frames) for n in n_frames]
     else:
@@ -422,10 +436,11 @@ def clip_frames(store: FeatureStore, clips: pd.DataFrame) -> ClipFrames:
     if rows.empty:
         raise DatasetError("none of these clips could be read")
     n_frames = torch.tensor(rows.n_frames.to_numpy(np.int64))
-    frames = torch.from_numpy(np.concatenate([store[clip] for clip in rows.index]))
+    frames = np.empty((rows.n_frames.sum(), store.config.n_mels), np.float32)
+    _fill(frames, store, rows.index, np.asarray)
     labels = torch.tensor(clips.label_id[rows.index].to_numpy(np.int64))
     numbers = torch.tensor(rows.index.to_numpy(np.int64))
-    return ClipFrames(frames, n_frames.cumsum(0) - n_frames, n_frames, labels, numbers)
+    return ClipFrames(torch.from_numpy(frames), n_frames.cumsum(0) - n_frames, n_frames, labels, numbers)
 
 # %% ../nbs/09_patches.ipynb #c48ca84b
 def random_patches(data: ClipFrames, rows: Tensor, *, patch_frames: int = 101,

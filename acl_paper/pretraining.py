@@ -458,7 +458,7 @@ def _finish(run):
     run.networks.load_state_dict(run.best["weights"])
     networks = run.networks.to("cpu", memory_format=torch.contiguous_format).eval()
     return Run("pretraining", networks, run.scaler, run.config, run.split.features, run.split.classes,
-               pd.DataFrame(run.history), run.best["epoch"])
+               pd.DataFrame(run.history or {"epoch": []}), run.best["epoch"])
 
 # %% ../nbs/14_pretraining.ipynb #26baecf8
 def untrained(split: ClipSplit, config: PretrainConfig = PretrainConfig(), *,

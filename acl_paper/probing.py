@@ -67,8 +67,8 @@ class ProbeConfig:
                        named={"loss": ["cross_entropy"], "optimiser": ["sgd", "lbfgs"]},
                        at_least={"epochs": 1, "batch_size": 1})
         if self.optimiser == "lbfgs" and (self.task == "finetune" or self.released):
-            raise ValueError("optimiser lbfgs fits a classifier to a frozen encoder: it needs task linear and "
-                             "released False")
+            raise ValueError("optimiser lbfgs fits a classifier to a frozen encoder: it needs task linear "
+                             "and released False")
 
 # %% ../nbs/15_probing.ipynb #e2b70017
 def probe_split(store: FeatureStore, clips: pd.DataFrame, config: ProbeConfig = ProbeConfig()) -> ClipSplit:

@@ -27,7 +27,7 @@ REPOSITORY, BRANCH = "https://github.com/{user}/{repo}".format_map(settings["DEF
 BADGE = re.compile(r"\[!\[Open in Colab\]\(\S+\)\]\((\S+)\)")
 
 # The order in which a newcomer reads. A notebook that is not named here comes last in its section.
-WORKFLOW = ["train", "pretrain", "probe", "results", "results_selfsupervised", "change_it"]
+WORKFLOW = ["train", "test", "pretrain", "probe", "results", "results_selfsupervised", "change_it"]
 STUDIES = ["uniformity_tolerance", "audit", "benchmark"]
 
 # Where the pages of earlier versions are now

@@ -25,9 +25,9 @@ FILES = {"README.md", "config.json", "history.csv", "model.safetensors", "predic
          "learning_curves.png", "learning_curves.svg", "confusion.png", "confusion.svg"}
 
 
-def papermill(out, *arguments, cwd=ROOT):
+def papermill(out, *arguments, cwd=ROOT, notebook="train"):
     """The command as it is typed in the repository's root."""
-    return run([*command("papermill", "nbs/train.ipynb", out, *arguments), "--no-progress-bar", "--log-output"], cwd=cwd)
+    return run([*command("papermill", f"nbs/{notebook}.ipynb", out, *arguments), "--no-progress-bar", "--log-output"], cwd=cwd)
 
 
 def places(folder):
@@ -141,6 +141,19 @@ def test_what_the_notebook_shows(finished):
     metrics = json.loads(finished.first["metrics.json"])
     accuracy = f"{100 * metrics['accuracy']:.1f} % [{100 * metrics['accuracy_low']:.1f}, {100 * metrics['accuracy_high']:.1f}] (n = 40)"
     assert f"clip accuracy {accuracy} on mini (synthetic)" in texts[-1] and str(finished.folder) in texts[-1]
+
+
+def test_a_run_is_tested_again(finished, repository, mini, tmp_path):
+    """By its notebook and by the command: the predictions are those after training, on the same clips."""
+    done = papermill(tmp_path / "out.ipynb", "-p", "run", finished.folder, "-r", "data_dir", mini, "-r", "out_dir", tmp_path / "notebook", cwd=repository, notebook="test")
+    assert done.returncode == 0, done.stderr
+    asked = run(command("acl_test", finished.folder, "--data", mini, "--out", tmp_path / "command"))
+    assert asked.returncode == 0, asked.stderr
+    before = load_predictions(finished.folder).drop(columns="n_patches")
+    for how in ("notebook", "command"):
+        again = load_predictions(tmp_path / how)
+        pd.testing.assert_frame_equal(again, before, atol=1e-4)
+    assert (tmp_path / "notebook" / "confusion.png").is_file()
 
 
 def test_progress_in_the_log(finished):
