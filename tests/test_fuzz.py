@@ -85,7 +85,7 @@ def fsdnoisy18k_table():
 def test_tables_changed_by_chance(tmp_path, tried):
     """A damaged table of clips is taken with every clip once and inside of the folder, or refused in an error that names it."""
     def is_right(clips):
-        inside = clips.path.is_unique and not clips.path.str.contains(r"^/|\.\.", regex=True).any() and (clips.label != "").all()
+        inside = clips.path.is_unique and not any(path.startswith("/") or ".." in path.split("/") for path in clips.path) and (clips.label != "").all()
         return inside and set(clips.split) <= {"train", "test"} and isinstance(table_fingerprint(clips), str)
 
     outcomes = Outcomes(DatasetError)
