@@ -329,8 +329,9 @@ def hop_frames(run: Run, hop_s: float) -> int:
     frame_s = run.features.hop_length / run.features.sample_rate
     hop = round(hop_s / frame_s)
     if not 1 <= hop <= run.patch_frames:
-        raise DatasetError(f"the hop must lie between {frame_s:.3g} s and the "
-                           f"{run.patch_frames * frame_s:.3g} s of a patch, not be {hop_s}")
+        longest_s = run.patch_frames * frame_s
+        raise DatasetError(f"the hop must lie between {frame_s:.3g} s and the {longest_s:.3g} s of a patch, "
+                           f"not be {hop_s}")
     return hop
 
 
