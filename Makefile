@@ -6,6 +6,7 @@
 #                  PART=selfsupervised: pre-training, probes and their table instead; PART=all: both
 # make results     the table and the figures of the runs that are there (PART=selfsupervised: of the probes)
 # make gpu         what only a GPU can tell, in under ten minutes: figures/benchmark/gpu.json (DEVICE=cpu QUICK=1: try the command on a CPU)
+# make report     one HTML file for each data set whose results are in figures/ (make reproduce and make results write it, too)
 # make docs        the site, in _build/html
 # make notebooks   run the notebooks again and keep their outputs     make readme   README.md from nbs/index.ipynb
 # make test-installs     fresh environments of every Python that settings.ini names: pinned, lowest and newest versions (ONLY="3.13 and lowest": some)
@@ -24,7 +25,7 @@ DEMO   := runs/mini/$(SUBSET)/alpha=$(ALPHA)/seed=$(SEED)
 # A text as one word of the shell, whatever it holds.
 quoted  = '$(subst ','\'',$(1))'
 
-.PHONY: setup demo test test-all test-notebooks test-installs reproduce results gpu docs notebooks readme clean
+.PHONY: setup demo test test-all test-notebooks test-installs reproduce results report gpu docs notebooks readme clean
 setup: $(READY)-dev
 
 $(READY): constraints.txt settings.ini setup.py
@@ -78,6 +79,9 @@ results: $(READY)
 	mkdir -p $(call quoted,$(FIGURES)/$(or $(DATASET),mini))
 	PATH="$(BIN):$$PATH" papermill nbs/$(RESULTS).ipynb $(call quoted,$(FIGURES)/$(or $(DATASET),mini)/$(RESULTS).ipynb) -k python3 --no-progress-bar --log-level WARNING \
 	  --stdout-file /dev/stdout -r dataset $(call quoted,$(or $(DATASET),mini)) -r runs_dir $(call quoted,$(RUNS)) -r figures_dir $(call quoted,$(FIGURES))
+
+report: $(READY)
+	PATH="$(BIN):$$PATH" acl_report
 
 gpu: $(READY)-workflow
 	@PATH="$(BIN):$$PATH" python -m benchmarks.gpu $(call option,device,DEVICE) $(call option,out,OUT) $(if $(QUICK),--quick)

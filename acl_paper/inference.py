@@ -187,6 +187,8 @@ class Recording:
     ----------
     duration_s : float
         Before it is repeated.
+    n_frames : int
+        How many `frames` gives.
     lows, highs : ndarray, shape (H,)
         Smallest and largest value within each hop of `config`.
     note : str
@@ -206,7 +208,9 @@ class Recording:
         blocks, self._again = two_passes(partial(blocks_of, source, config.sample_rate, sr))
         n_samples, self.mean, self.lows, self.highs = measure(blocks, config.hop_length)
         self.duration_s = n_samples / config.sample_rate
-        n_times = -(-round(config.min_duration_s * config.sample_rate) // n_samples)
+        shortest = round(config.min_duration_s * config.sample_rate)
+        n_times = -(-shortest // n_samples)
+        self.n_frames = 1 + max(n_samples, shortest) // config.hop_length
         is_silent = self.is_silent(0, len(self.lows))
         repeated = f"{self.duration_s:.2g} s repeated {n_times} times" if n_times > 1 else ""
         self.note = "silent" if is_silent else repeated
@@ -329,8 +333,9 @@ def hop_frames(run: Run, hop_s: float) -> int:
     frame_s = run.features.hop_length / run.features.sample_rate
     hop = round(hop_s / frame_s)
     if not 1 <= hop <= run.patch_frames:
-        raise DatasetError(f"the hop must lie between {frame_s:.3g} s and the "
-                           f"{run.patch_frames * frame_s:.3g} s of a patch, not be {hop_s}")
+        longest_s = run.patch_frames * frame_s
+        raise DatasetError(f"the hop must lie between {frame_s:.3g} s and the {longest_s:.3g} s of a patch, "
+                           f"not be {hop_s}")
     return hop
 
 
@@ -338,9 +343,12 @@ def timeline_of(classifier, recording: Recording, hop_s: float) -> pd.DataFrame:
     "Probabilities along a recording: see `Classifier.timeline`."
     run, classes = classifier.run, classes_of(classifier.run, classifier.name)
     frame_s, hop = run.features.hop_length / run.features.sample_rate, hop_frames(run, hop_s)
-    batches = [probabilities for probabilities, _ in outputs_by_batch(classifier, recording, hop)]
-    probabilities = np.concatenate(batches)
-    starts = np.arange(len(probabilities)) * hop
+    starts = np.arange(0, recording.n_frames - run.patch_frames + 1, hop)
+    probabilities = np.empty((len(starts), len(classes)), np.float32)
+    n = 0
+    for batch, _ in outputs_by_batch(classifier, recording, hop):
+        probabilities[n:n + len(batch)] = batch
+        n += len(batch)
     silent = [recording.is_silent(start, start + run.patch_frames) for start in starts]
     probabilities[silent] = np.nan
     if not recording.can_be_answered:

@@ -208,7 +208,8 @@ def fit_probe(pretrained: Run, embedded: EmbeddedClips, classes: list[str]) -> R
 # %% ../nbs/20b_quick_probe.ipynb #f0466fd0
 def default_folder(runs_dir: Path, dataset: str, run: str, settings: ProbeConfig) -> Path:
     "Where a probe on a data set lives, by the encoder's name."
-    name = run if is_published(run) else re.sub(r"[^A-Za-z0-9.=_-]+", "_", os.path.relpath(run, runs_dir))
+    path = run if is_published(run) else os.path.relpath(run, runs_dir)
+    name = re.sub(r"[^A-Za-z0-9.=_-]+", ".", path).strip("._")
     return probe_folder(published_folder(runs_dir, dataset, name), settings)
 
 

@@ -372,7 +372,7 @@ def probed(sounds, tmp_path, *arguments):
 def test_from_a_folder_to_a_classifier(runs, sounds, tmp_path, encoder):
     done, folder = probed(sounds, tmp_path, "--run", encoder if ":" in encoder else runs / encoder)
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    assert "12 clips of 2 classes" in done.stdout and "cross-validated accuracy: 100.0 % [75.7, 100.0] (n = 12)" in done.stdout
+    assert "12 clips of 2 classes" in done.stdout and "cross-validated accuracy: 100.0 % [75.8, 100.0] (n = 12)" in done.stdout
     assert "5-fold cross-validation over all clips" in (folder / "README.md").read_text()
     predicted = run([*command("acl_predict", sounds, "--run", folder, "--format", "jsonl")], environ=WEIGHTS)
     assert [json.loads(line)["prediction"] for line in predicted.stdout.splitlines()] == ["hiss"] * 6 + ["tone"] * 6
