@@ -441,7 +441,7 @@ def heard_in(classifier: Classifier, model: str, top: int, threshold: float, hop
 
 # %% ../nbs/20a_batch.ipynb #3b950272
 def prepare(paths: list[str], out: str | None, format: str | None, allowed: tuple[str, ...],
-            jobs: int | None) -> tuple[list[str], list[str], Path | None, str, int]:
+            jobs: int | None, resume: bool) -> tuple[list[str], list[str], Path | None, str, int]:
     "Recordings, complaints, destination, format and number of jobs, all checked before the work begins."
     recordings, complaints = find_recordings(paths)
     out = user_path(out) if out else None
@@ -451,6 +451,8 @@ def prepare(paths: list[str], out: str | None, format: str | None, allowed: tupl
                            "--format csv")
     if out:
         check_destination(out, recordings)
+    elif resume:
+        raise DatasetError("--resume goes on with a file: name it by --out")
     if jobs is not None and jobs < 1:
         raise DatasetError(f"--jobs must be a whole number from 1, not {jobs}")
     return recordings, complaints, out, format, jobs or min(4, usable_cores())
@@ -470,7 +472,7 @@ def acl_predict(paths: Param(PATHS, str, nargs="+"),
                 resume: bool = False):  # leave out what is in --out, or was kept beside it
     "Say what a trained model hears in recordings."
     allowed = ("csv", "json", "jsonl", "audacity") if timeline else ("csv", "json", "jsonl")
-    recordings, complaints, out, format, jobs = prepare(paths, out, format, allowed, jobs)
+    recordings, complaints, out, format, jobs = prepare(paths, out, format, allowed, jobs, resume)
     if top < 1 or not 0 <= threshold <= 1:
         raise DatasetError(f"--top must be from 1 and --threshold between 0 and 1, not {top} and {threshold}")
     classifier = load_classifier(run, device, ("training", "probe"))
@@ -511,7 +513,7 @@ def acl_embed(paths: Param(PATHS, str, nargs="+"),
     "Write the embeddings that a trained model gives recordings."
     out = "embeddings.npz" if out is None and format in (None, "npz") else out
     allowed = ("npz", "csv", "json", "jsonl")
-    recordings, complaints, out, format, jobs = prepare(paths, out, format, allowed, jobs)
+    recordings, complaints, out, format, jobs = prepare(paths, out, format, allowed, jobs, resume)
     classifier = load_classifier(run, device, ("training", "pretraining", "probe"))
     model = model_label(classifier)
     results = Results(out, format, model, resume=resume) if out else None

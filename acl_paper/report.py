@@ -14,6 +14,7 @@ from pathlib import Path
 
 # %% ../nbs/18b_report.ipynb #b60f7847
 import pandas as pd
+from fastcore.script import Param
 
 # %% ../nbs/18b_report.ipynb #ba95f63d
 from .console import DatasetError, command, project_root, write_atomically
@@ -156,7 +157,7 @@ def write_report(folder: str | Path) -> Path:
 
 
 @command
-def acl_report(folder: str = None):  # figures/<data set>; by default each that there is
+def acl_report(folder: Param("figures/<data set>; by default each that there is", str, nargs="?") = None):
     "Write the report of the tables and figures that results.ipynb left."
     found = sorted({path.parent for path in project_root().glob("figures/*/*sources.json")})
     folders = [Path(folder)] if folder else found

@@ -186,7 +186,7 @@ def test_lists_wildcards_and_what_is_not_there(runs, recordings):
 
 @pytest.mark.parametrize(("arguments", "says"), [
     (["--out", "recordings", "--format", "csv"], "is a folder"), (["--out", "recordings/plain.wav", "--format", "csv"], "is one of the recordings"), (["--out", "heard.xyz"], "give one of --format"),
-    (["--format", "xls"], "must be one of table, csv"), (["--top", 0], "--top"), (["--threshold", 2], "--threshold"), (["--jobs", -1], "--jobs"),
+    (["--format", "xls"], "must be one of table, csv"), (["--top", 0], "--top"), (["--threshold", 2], "--threshold"), (["--jobs", -1], "--jobs"), (["--resume"], "name it by --out"),
     (["--timeline", "--format", "audacity"], "of one recording"), (["--device", "abacus"], "abacus"), (["--run", "nowhere"], "nowhere is not a finished run"),
     (["--timeline", "--hop", 9, "--out", "x.csv"], "the hop must lie between"),
 ])
