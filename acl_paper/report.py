@@ -157,7 +157,7 @@ def write_report(folder: str | Path) -> Path:
 
 
 @command
-def acl_report(folder: Param("figures/<data set>; by default each that there is", str, nargs="?") = None):
+def acl_report(folder: Param("figures/<data set> (default: each there is)", str, False, nargs="?") = None):
     "Write the report of the tables and figures that results.ipynb left."
     found = sorted({path.parent for path in project_root().glob("figures/*/*sources.json")})
     folders = [Path(folder)] if folder else found
