@@ -367,8 +367,8 @@ def _fill(frames, store, clips, of_clip):
 def _patches(store, clips, scaler, config, *, test):
     n_frames = store.clips.n_frames[clips.index].to_numpy()
     offsets = np.cumsum(n_frames) - n_frames
-    frames = np.empty((n_frames.sum(), store.config.n_mels), config.frames)
-    _fill(frames, store, clips.index, scaler)
+    frames = torch.empty((n_frames.sum(), store.config.n_mels), dtype=getattr(torch, config.frames))
+    _fill(frames.numpy(), store, clips.index, scaler)
     if test:
         starts = [test_patch_starts(n, config.patch_frames) for n in n_frames]
     else:
@@ -382,7 +382,7 @@ def _patches(store, clips, scaler, config, *, test):
     noisy = None
     if "manually_verified" in clips:
         noisy = torch.from_numpy(np.repeat(~clips.manually_verified.to_numpy(bool), counts))
-    return Patches(torch.from_numpy(frames), *map(torch.from_numpy, values), config.patch_frames, noisy)
+    return Patches(frames, *map(torch.from_numpy, values), config.patch_frames, noisy)
 
 # %% ../nbs/09_patches.ipynb #65975eaa
 def _shuffled(patches, seed):
@@ -436,11 +436,11 @@ def clip_frames(store: FeatureStore, clips: pd.DataFrame) -> ClipFrames:
     if rows.empty:
         raise DatasetError("none of these clips could be read")
     n_frames = torch.tensor(rows.n_frames.to_numpy(np.int64))
-    frames = np.empty((rows.n_frames.sum(), store.config.n_mels), np.float32)
-    _fill(frames, store, rows.index, np.asarray)
+    frames = torch.empty((rows.n_frames.sum(), store.config.n_mels))
+    _fill(frames.numpy(), store, rows.index, np.asarray)
     labels = torch.tensor(clips.label_id[rows.index].to_numpy(np.int64))
     numbers = torch.tensor(rows.index.to_numpy(np.int64))
-    return ClipFrames(torch.from_numpy(frames), n_frames.cumsum(0) - n_frames, n_frames, labels, numbers)
+    return ClipFrames(frames, n_frames.cumsum(0) - n_frames, n_frames, labels, numbers)
 
 # %% ../nbs/09_patches.ipynb #c48ca84b
 def random_patches(data: ClipFrames, rows: Tensor, *, patch_frames: int = 101,
