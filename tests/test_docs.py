@@ -153,7 +153,7 @@ def test_figures_say_what_they_show(pages):
         for text in figures:
             assert len(text) > 20 and not re.search(r"[\\$`]|_images|\.png", text), f"{notebook.name}: {text}"
     texts = re.findall(r'<img alt="([^"]*)"', pages["02_losses.html"])
-    assert any("grows with the angle up to π" in text for text in texts), texts
+    assert any("θ^2 rises to π^2" in text for text in texts), texts
 
 
 def test_every_page_has_an_icon_and_a_description_and_leads_to_the_repository(site, pages):
