@@ -216,7 +216,7 @@ def _taken_over(path: Path, kept: Path, format: str, model: str) -> list[dict]:
                            "leave out --resume, or give another --out")
     return rows
 
-
+# %% ../nbs/20a_batch.ipynb #67f86fbb
 class Results:
     """Rows of a batch: kept one by one beside a file, which is written when all are there.
 

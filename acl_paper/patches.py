@@ -210,6 +210,29 @@ class SplitConfig:
     def __post_init__(self):
         check_settings(self, choices=SPLIT_CHOICES, at_least={"patch_frames": 1, "patch_hop": 1})
 
+# %% ../nbs/09_patches.ipynb #fbfe8d05
+def _is_whole(value):
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value):
+    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def _are_numbers(values):
+    return isinstance(values, tuple) and all(map(_is_number, values))
+
+
+KINDS = {  # of a setting by its type: whether a value is one, and what to say
+    bool: (lambda value: isinstance(value, bool), "True or False"),
+    int: (_is_whole, "a whole number"),
+    float: (_is_number, "a finite number"),
+    float | None: (_is_number, "a finite number"),
+    str: (lambda value: isinstance(value, str), "a text"),
+    dict: (lambda value: isinstance(value, dict), "a dictionary"),
+    tuple[float, ...]: (_are_numbers, "a list of finite numbers"),
+}
+
 # %% ../nbs/09_patches.ipynb #5bf42e27
 def check_settings(config: object, *, choices: dict[str, tuple[str, ...]] = {},
                    named: dict[str, Iterable[str]] = {}, at_least: dict[str, int] = {}) -> None:
@@ -247,29 +270,6 @@ def check_types(config: object) -> None:
         value = getattr(config, setting.name)
         is_right, expected = KINDS.get(setting.type, (lambda _: True, ""))
         check_setting(is_right(value), setting.name, expected, value)
-
-
-def _is_whole(value):
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value):
-    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) < 1e300
-
-
-def _are_numbers(values):
-    return isinstance(values, tuple) and all(map(_is_number, values))
-
-
-KINDS = {  # of a setting by its type: whether a value is one, and what to say
-    bool: (lambda value: isinstance(value, bool), "True or False"),
-    int: (_is_whole, "a whole number"),
-    float: (_is_number, "a finite number"),
-    float | None: (_is_number, "a finite number"),
-    str: (lambda value: isinstance(value, str), "a text"),
-    dict: (lambda value: isinstance(value, dict), "a dictionary"),
-    tuple[float, ...]: (_are_numbers, "a list of finite numbers"),
-}
 
 # %% ../nbs/09_patches.ipynb #380c783b
 @dataclass
@@ -363,7 +363,7 @@ def _fill(frames, store, clips, of_clip):
         frames[start:start + length] = of_clip(stored[first:first + length])
         start += length
 
-
+# %% ../nbs/09_patches.ipynb #c3f64a1c
 def _patches(store, clips, scaler, config, *, test):
     n_frames = store.clips.n_frames[clips.index].to_numpy()
     offsets = np.cumsum(n_frames) - n_frames

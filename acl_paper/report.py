@@ -91,7 +91,7 @@ img { max-width: 100% } figure { margin: 1.5em 0 } figcaption, .file { color: #5
 .warning { border-left: 4px solid #b30000; padding: .5em 1em } dt { font-weight: bold }
 """
 
-
+# %% ../nbs/18b_report.ipynb #ce2fc695
 def sections_of(folder: Path, sources: dict) -> dict[str, str]:
     "What the report of a folder of results says, by heading; headings without content have an empty one."
     def was_run(table):

@@ -488,7 +488,7 @@ def load_run(folder: str | Path, *, network=None):
     return Run(config["kind"], trained.eval(), scaler, settings, features, classes, history, best_epoch,
                config.get("pretrained"))
 
-
+# %% ../nbs/17_runs.ipynb #e7c0efd3
 def _whole(path, read):
     "What `read` makes of a file; a DatasetError that names it when it cannot."
     try:
