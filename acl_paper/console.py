@@ -155,7 +155,7 @@ def _progress_line(label: str, unit: str, done: float, total: float | None, elap
 
 # %% ../nbs/04_console.ipynb #26398ad3
 class _Speed:
-    "Speed of a job of which `done` was done before: at the end over all of it, before since it was first asked."
+    "Items per second: at the end over all that was done, until then since it was first asked."
 
     def __init__(self, done: float):
         self._done_before, self._first = done, None
