@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 # %% ../nbs/20d_hear.ipynb #1b157b43
-from .inference import Classifier, Recording, exact
+from .inference import Classifier, Recording, exact, patch_batches
 
 # %% ../nbs/20d_hear.ipynb #59169746
 class HearModel(nn.Module):
@@ -90,15 +90,15 @@ STEP_MS = 40.0  # between timestamps, to the nearest frame
 
 
 def _centred(run, waveform):
-    "Patches (M, 1, T, F) of a waveform, one for every step, each about its moment; milliseconds of a step."
+    "Batches of patches (B, 1, T, F), one for every step, about its moment; milliseconds of a step."
     frames = np.concatenate(list(Recording(waveform, run.features, run.features.sample_rate).frames()))
     frame_ms = 1000 * run.features.hop_length / run.features.sample_rate
     hop, half = max(1, round(STEP_MS / frame_ms)), run.patch_frames // 2
     edges = (half, run.patch_frames - 1 - half), (0, 0)
     padded = np.pad(run.scaler(frames).astype(np.float32, copy=False), edges, mode="edge")
     n_steps = -(-len(waveform) // (hop * run.features.hop_length))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, run.patch_frames, axis=0)[::hop][:n_steps]
-    return torch.from_numpy(windows.transpose(0, 2, 1).copy()).unsqueeze(1), hop * frame_ms
+    padded = padded[:(n_steps - 1) * hop + run.patch_frames]
+    return patch_batches([padded], run.patch_frames, hop, n_at_once=32), hop * frame_ms
 
 
 def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, Tensor]:
@@ -121,9 +121,9 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, T
     waveforms, classifier = _moved(audio, model)
     rows = []
     for waveform in waveforms:
-        patches, step_ms = _centred(classifier.run, waveform)
+        batches, step_ms = _centred(classifier.run, waveform)
         with torch.inference_mode(), exact(classifier.device):
-            outputs = [model.network(some.to(classifier.device))[1] for some in patches.split(32)]
+            outputs = [model.network(patches.to(classifier.device))[1] for patches in batches]
         rows.append(nn.functional.normalize(torch.cat(outputs).float(), dim=1))
     embeddings = torch.stack(rows).to(audio.device)
     timestamps = step_ms * torch.arange(embeddings.shape[1], device=audio.device)

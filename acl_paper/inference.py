@@ -254,6 +254,7 @@ class Heard(NamedTuple):
         Mean of the softmax over patches; None for a run without classes.
     embedding : ndarray, shape (D,), float32
         Mean over patches of what the angular loss arranges, each of length 1.
+    n_patches : int
     duration_s : float
     note : str
         Of the `Recording`.
@@ -262,6 +263,7 @@ class Heard(NamedTuple):
     """
     probabilities: np.ndarray | None
     embedding: np.ndarray
+    n_patches: int
     duration_s: float
     note: str
     is_answer: bool
@@ -287,8 +289,8 @@ def hear(classifier, recording: Recording) -> Heard:
         scores = scores + probabilities.sum(0, dtype=np.float64)
         total = total + (embedding / np.maximum(lengths, 1e-12)).sum(0, dtype=np.float64)
     probabilities = None if classifier.run.kind == "pretraining" else scores / n_patches
-    return Heard(probabilities, (total / n_patches).astype(np.float32), recording.duration_s, recording.note,
-                 recording.can_be_answered)
+    return Heard(probabilities, (total / n_patches).astype(np.float32), n_patches, recording.duration_s,
+                 recording.note, recording.can_be_answered)
 
 # %% ../nbs/20_inference.ipynb #c5ecf229
 ROW = ("file", "prediction", "probability", "seconds", "note", "model")  # names of other columns

@@ -7,6 +7,7 @@ __all__ = ['clips_to_test', 'predictions_of', 'save_test', 'acl_test']
 
 # %% ../nbs/20e_testing.ipynb #2acb2f17
 import json
+import sys
 from pathlib import Path
 
 # %% ../nbs/20e_testing.ipynb #d17cbffe
@@ -17,7 +18,7 @@ import pandas as pd
 from .audio import AudioError
 from .console import DatasetError, command, make_folder, track, user_path, write_atomically
 from .data import DatasetLocation, load_clips, locate_dataset
-from .evaluation import accuracy, macro_accuracy, probability_columns
+from .evaluation import CLIP_COLUMNS, accuracy, all_accuracies, probability_columns
 from .inference import Classifier, classes_of
 from .runs import predictions_csv
 
@@ -71,22 +72,20 @@ def predictions_of(classifier: Classifier, location: DatasetLocation, clips: pd.
     Returns
     -------
     predictions : DataFrame
-        One row per clip: fname, truth, prediction, then a probability column per class, as those of
-        `prediction_table`.
+        One row per clip, as `prediction_table` has them.
     problems : dict of str to str
         Why a clip could not be read, by its name.
     """
     classes, rows, problems = classes_of(classifier.run, classifier.name), [], {}
     for clip in track(clips.itertuples(), total=len(clips), unit="clips", label="test", every_s=every_s):
         try:
-            probabilities = classifier.hear(location.root/clip.path).probabilities
+            heard = classifier.hear(location.root/clip.path)
         except AudioError as error:
             problems[clip.fname] = str(error)
             continue
-        best = classes[int(np.argmax(probabilities))]
-        rows.append((clip.fname, clip.label, best, *probabilities.tolist()))
-    columns = ["fname", "truth", "prediction", *probability_columns(classes)]
-    return pd.DataFrame(rows, columns=columns), problems
+        best = classes[int(np.argmax(heard.probabilities))]
+        rows.append((clip.fname, clip.label, best, heard.n_patches, *heard.probabilities.tolist()))
+    return pd.DataFrame(rows, columns=[*CLIP_COLUMNS, *probability_columns(classes)]), problems
 
 # %% ../nbs/20e_testing.ipynb #34007b76
 def save_test(folder: str | Path, predictions: pd.DataFrame, **about) -> dict:
@@ -104,16 +103,13 @@ def save_test(folder: str | Path, predictions: pd.DataFrame, **about) -> dict:
     Returns
     -------
     dict
-        What metrics.json holds: accuracy, accuracy_low, accuracy_high, n_test_clips, macro_accuracy, then
-        `about`.
+        What metrics.json holds: `all_accuracies`, then `about`.
     """
-    share = accuracy(predictions)
-    numbers = {"accuracy": share.value, "accuracy_low": share.low, "accuracy_high": share.high,
-               "n_test_clips": share.n, "macro_accuracy": macro_accuracy(predictions)}
+    numbers = all_accuracies(predictions) | about
     folder = make_folder(folder, "the test's results")
     write_atomically(folder/"predictions.csv", predictions_csv(predictions))
-    write_atomically(folder/"metrics.json", json.dumps(numbers | about, indent=1))
-    return numbers | about
+    write_atomically(folder/"metrics.json", json.dumps(numbers, indent=1))
+    return numbers
 
 # %% ../nbs/20e_testing.ipynb #2dcdddbf
 @command
@@ -128,15 +124,16 @@ def acl_test(run: str,  # run folder of a training or a probe
     location = locate_dataset(dataset, data)
     clips = clips_to_test(location, classes_of(classifier.run, run), split)
     folder = user_path(out) if out else Path(run)/"tests"/location.name
+    make_folder(folder, "the test's results")
     predictions, problems = predictions_of(classifier, location, clips)
     for name, problem in problems.items():
-        print(f"acl_test: {name} is not counted: {problem}")
+        print(f"acl_test: {name} is not counted: {problem}", file=sys.stderr)
     if predictions.empty:
         raise DatasetError(f"none of the {len(clips)} clips of {location.root} could be read")
-    save_test(folder, predictions, run=str(run), data=location.name, synthetic=location.synthetic,
-              split=split, problems=problems)
+    numbers = save_test(folder, predictions, run=str(run), data=location.name, synthetic=location.synthetic,
+                        split=split, problems=problems)
     synthetic = " (synthetic)" if location.synthetic else ""
-    print(f"clip accuracy {accuracy(predictions)}; macro accuracy {100 * macro_accuracy(predictions):.1f} % "
+    print(f"clip accuracy {accuracy(predictions)}; macro accuracy {100 * numbers['macro_accuracy']:.1f} % "
           f"on {location.name}{synthetic}, split {split}; predictions are in {folder}")
     if problems:
         raise SystemExit(1)

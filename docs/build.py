@@ -10,7 +10,7 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import soundfile
-from execnb.nbio import dict2nb, read_nb
+from execnb.nbio import read_nb
 from nbdev.process import NBProcessor
 from nbdev.processors import filter_stream_, hide_, hide_line, rm_header_dash, strip_ansi
 
@@ -98,16 +98,16 @@ def executed(path: Path):
     "The notebook, with the outputs that were kept if it is one that papermill runs."
     notebook = read_nb(path)
     if (kept := keep_executed.kept(path.stem)) is None: return notebook
-    outputs = {cell.id: cell.outputs for cell in kept.cells if cell.cell_type == "code"}
+    outputs = {cell.id: cell.outputs for cell in read_nb(kept).cells if cell.cell_type == "code"}
     for cell in notebook.cells:
-        if cell.cell_type == "code": cell.outputs = dict2nb({"cells": [{"outputs": outputs.get(cell.id, []), "source": ""}]}).cells[0].outputs
+        if cell.cell_type == "code": cell.outputs = outputs.get(cell.id, [])
     return notebook
 
 
 def origin(path: Path) -> str:
     "How the outputs that were kept came to be; empty for other notebooks."
     if (kept := keep_executed.kept(path.stem)) is None: return ""
-    about = kept.metadata.executed
+    about = nbformat.read(kept, 4).metadata.executed
     made = ", ".join(f"{name} {version}" for name, version in about.versions.items())
     given = ", ".join(f"`{name}={value}`" for name, value in about.parameters.items())
     return f""":::{{note}}
