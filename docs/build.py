@@ -36,7 +36,7 @@ MOVED = {
     "00_data": "05_data", "01_mini": "07_mini", "02_features": "08b_log_mel", "08_features": "08c_features", "03_model": "10_networks", "09_encoders": "10_networks",
     "08_augment": "11_augment", "06_evaluation": "12_evaluation", "05_training": "13_training", "10_selfsupervised": "14_pretraining",
     "11_embedding_quality": "16_embedding_quality", "07_results": "18_results", "12_inference": "20_inference", "19_inference": "20_inference",
-    "14_workflow": "21_workflow", "20_workflow": "21_workflow", "api/model": "api/networks", "api/encoders": "api/networks",
+    "14_workflow": "21_workflow", "20_workflow": "21_workflow", "20b_export": "20c_export", "api/model": "api/networks", "api/encoders": "api/networks",
     "api/selfsupervised": "api/pretraining", "api/benchmark": "benchmark",
 }
 

@@ -35,10 +35,28 @@ def pages(site):
     return {name: path.read_text() for name, path in paths.items() if name.removesuffix(".html") not in build.MOVED}
 
 
-def test_old_addresses_lead_to_pages(site):
+def test_old_addresses_lead_to_pages(site, pages):
     for old, new in build.MOVED.items():
-        target = re.search(r'url=([^"]+)"', (site / f"{old}.html").read_text())[1]
-        assert (site / f"{old}.html").parent.joinpath(target).resolve() == site / f"{new}.html" and (site / f"{new}.html").is_file()
+        page = (site / f"{old}.html").read_text()
+        target = re.search(r'<meta http-equiv="refresh" content="0; url=([^"]+)">', page)[1]
+        assert (site / f"{old}.html").parent.joinpath(target).resolve() == site / f"{new}.html", (old, new)
+        assert f'<a href="{target}">' in page and f"{new}.html" in pages, (old, new)
+
+
+def test_every_notebook_that_was_renamed_has_an_old_address():
+    "As far as Git's history is here."
+    log = subprocess.run(["git", "log", "--no-renames", "--diff-filter=D", "--name-only", "--format=", "--", "nbs/*.ipynb"], cwd=ROOT, capture_output=True, text=True)
+    if log.returncode: pytest.skip("no Git history here")
+    gone = {Path(line).stem for line in log.stdout.split()} - {p.stem for p in NOTEBOOKS}
+    assert gone - set(build.MOVED) == set(), "name them in MOVED of docs/build.py"
+
+
+def test_pages_stand_in_the_order_of_reading(pages):
+    "The overview first; numbered notebooks before the experiments, studies last."
+    order = re.findall(r'<li class="toctree-l1"><a class="reference internal" href="(\w+)\.html"', pages["index.html"])
+    steps = [p.stem for p in NOTEBOOKS if p.stem[0].isdigit()]
+    assert order[:len(steps)] == steps and steps[0] == "00_overview"
+    assert order[len(steps):len(steps) + 6] == ["train", "test", "pretrain", "probe", "results", "results_selfsupervised"]
 
 
 def text_of(page): return html.unescape(re.sub(r"<[^>]+>", "", page))
@@ -255,7 +273,9 @@ def test_links_lead_where_they_should():
 def test_readme_is_made_from_the_index():
     made, pictures = make_readme.readme()
     assert made == (ROOT / "README.md").read_text(), "README.md is not what nbs/index.ipynb gives: make readme"
-    for name, content in pictures.items(): assert (ROOT / name).read_bytes() == content
+    for name, content in (pictures | make_readme.drawings()).items(): assert (ROOT / name).read_bytes() == content, f"{name}: make readme"
+    assert set(make_readme.drawings()) == {f"figures/overview/{p.name}" for p in (ROOT / "figures" / "overview").iterdir()}
+    assert all(f"]({name})" in made for name in make_readme.drawings())
     for link in re.findall(r"\]\(([\w./-]+\.(?:ipynb|md|csv|png|svg))", made): assert (ROOT / link).exists(), link
 
 
