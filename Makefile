@@ -1,10 +1,12 @@
 # make demo        train and test on the embedded mini data set
 # make test        all tests
+# make test-all    the same, then an hour of damaged files, random inputs and kills (FUZZ_SEED=20261126 FUZZ_ROUNDS=30), and what came of it
 # make test-notebooks   every notebook once more, slow cells too, each in a fresh kernel
 # make reproduce   the paper's table with its figures; the same command resumes after an interruption (SNAKEMAKE=-n: what is left to do)
 #                  PART=selfsupervised: pre-training, probes and their table instead; PART=all: both
 # make results     the table and the figures of the runs that are there (PART=selfsupervised: of the probes)
 # make gpu         what only a GPU can tell, in under ten minutes: figures/benchmark/gpu.json (DEVICE=cpu QUICK=1: try the command on a CPU)
+# make report     one HTML file for each data set whose results are in figures/ (make reproduce and make results write it, too)
 # make docs        the site, in _build/html
 # make notebooks   run the notebooks again and keep their outputs     make readme   README.md from nbs/index.ipynb
 # make test-installs     fresh environments of every Python that settings.ini names: pinned, lowest and newest versions (ONLY="3.13 and lowest": some)
@@ -23,7 +25,7 @@ DEMO   := runs/mini/$(SUBSET)/alpha=$(ALPHA)/seed=$(SEED)
 # A text as one word of the shell, whatever it holds.
 quoted  = '$(subst ','\'',$(1))'
 
-.PHONY: setup demo test test-notebooks test-installs reproduce results gpu docs notebooks readme clean
+.PHONY: setup demo test test-all test-notebooks test-installs reproduce results report gpu docs notebooks readme clean
 setup: $(READY)-dev
 
 $(READY): constraints.txt settings.ini setup.py
@@ -46,6 +48,12 @@ demo: $(READY)
 
 test: $(READY)-test
 	PATH="$(BIN):$$PATH" python -m pytest tests -ra --numprocesses=2 --dist=loadscope --durations=10
+
+FUZZ_SEED   ?= $(shell date +%Y%m%d)
+FUZZ_ROUNDS ?= 30
+test-all: test
+	PATH="$(BIN):$$PATH" ACL_FUZZ_SEED=$(call quoted,$(FUZZ_SEED)) ACL_FUZZ_ROUNDS=$(call quoted,$(FUZZ_ROUNDS)) ACL_TRIED=figures/robustness/tried.csv \
+	  python -m pytest tests/test_fuzz.py tests/test_properties.py tests/check_kills.py -ra
 
 test-notebooks: $(READY)-test
 	PATH="$(BIN):$$PATH" python -m pytest tests/check_notebooks.py -ra
@@ -71,6 +79,9 @@ results: $(READY)
 	mkdir -p $(call quoted,$(FIGURES)/$(or $(DATASET),mini))
 	PATH="$(BIN):$$PATH" papermill nbs/$(RESULTS).ipynb $(call quoted,$(FIGURES)/$(or $(DATASET),mini)/$(RESULTS).ipynb) -k python3 --no-progress-bar --log-level WARNING \
 	  --stdout-file /dev/stdout -r dataset $(call quoted,$(or $(DATASET),mini)) -r runs_dir $(call quoted,$(RUNS)) -r figures_dir $(call quoted,$(FIGURES))
+
+report: $(READY)
+	PATH="$(BIN):$$PATH" acl_report
 
 gpu: $(READY)-workflow
 	@PATH="$(BIN):$$PATH" python -m benchmarks.gpu $(call option,device,DEVICE) $(call option,out,OUT) $(if $(QUICK),--quick)

@@ -21,9 +21,10 @@ extras = {
     "workflow": requirements("workflow"),
     "slurm": requirements("workflow", "slurm"),
     "metric": requirements("metric"),
+    "export": requirements("export"),
     "docs": requirements("nbdev", "docs", "metric"),
-    "test": requirements("nbdev", "docs", "metric", "workflow", "test"),
-    "dev": requirements("nbdev", "docs", "metric", "workflow", "test", "slurm"),
+    "test": requirements("nbdev", "docs", "metric", "export", "workflow", "test"),
+    "dev": requirements("nbdev", "docs", "metric", "export", "workflow", "test", "slurm"),
 }
 
 setup(

@@ -236,7 +236,7 @@ def _check_file(path: Path) -> None:
     if found.st_size == 0:
         raise AudioError(path, "the file is empty (0 bytes)")
 
-
+# %% ../nbs/08a_audio.ipynb #244951a4
 def _check_header(path: Path, file) -> None:
     "Refuse an open file that does not say how long it is, or has a sample rate that no sound has."
     if file.frames >= 2**62:

@@ -153,12 +153,29 @@ def _progress_line(label: str, unit: str, done: float, total: float | None, elap
         parts.append(f"{_time_text(elapsed_s)} so far")
     return "  ".join(part for part in (*parts, note) if part)
 
+# %% ../nbs/04_console.ipynb #26398ad3
+class _Speed:
+    "Items per second: at the end over all that was done, until then since it was first asked."
+
+    def __init__(self, done: float):
+        self._done_before, self._first = done, None
+
+    def __call__(self, done: float, total: float | None, elapsed_s: float) -> float:
+        "Items per second; 0 where it is not known yet."
+        is_first = self._first is None
+        if is_first:
+            self._first = done, elapsed_s
+        if total is None or _is_done(done, total):
+            return (done - self._done_before) / max(elapsed_s, 1e-3)
+        done_first, first_s = self._first
+        return 0.0 if is_first else (done - done_first) / max(elapsed_s - first_s, 1e-3)
+
 # %% ../nbs/04_console.ipynb #4e819355
 class Progress(contextlib.AbstractContextManager):
     """Report progress in plain complete lines, alike in a terminal, in Jupyter and in a papermill log.
 
     The first line promises nothing: it comes after whatever is done only once, such as compiling. The time
-    left is told from the second line on, by what was done since the first.
+    left stands in the second line and all later ones, by what was done since the first.
 
     Parameters
     ----------
@@ -181,9 +198,8 @@ class Progress(contextlib.AbstractContextManager):
         self.done = done
         self.every_s = every_s
         self.note = ""
-        self._done_before = done
         self._printed = None
-        self._first = None
+        self._speed = _Speed(done)
         self._start = self._last = time.monotonic()
 
     def advance(self, n: float = 1, note: str = "") -> None:
@@ -204,18 +220,8 @@ class Progress(contextlib.AbstractContextManager):
 
     def line(self, elapsed_s: float) -> str:
         "The next line, `elapsed_s` seconds after the start."
-        speed = self._speed(elapsed_s)
+        speed = self._speed(self.done, self.total, elapsed_s)
         return _progress_line(self.label, self.unit, self.done, self.total, elapsed_s, speed, self.note)
-
-    def _speed(self, elapsed_s: float) -> float:
-        "Over all of it at the end, and since the first line before; 0 where it is not known yet."
-        is_first = self._first is None
-        if is_first:
-            self._first = self.done, elapsed_s
-        if self.total is None or _is_done(self.done, self.total):
-            return (self.done - self._done_before) / max(elapsed_s, 1e-3)
-        done_first, first_s = self._first
-        return 0.0 if is_first else (self.done - done_first) / max(elapsed_s - first_s, 1e-3)
 
     def _print(self) -> None:
         self._last = time.monotonic()

@@ -520,7 +520,7 @@ def read_description(root: str | Path) -> dict | None:
         return None
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DatasetError(f"{path} is not JSON: {error}") from None
     if not isinstance(description, dict) or not isinstance(description.get("name"), str):
         raise DatasetError(f'{path} must hold an object with a "name", such as {{"name": "my-data"}}.')
@@ -537,16 +537,17 @@ class DatasetLocation(NamedTuple):
     synthetic: bool
 
 # %% ../nbs/05_data.ipynb #70a04556
-def _check_name(name: str, what: str = "The data set's name") -> str:
+def _check_name(name: str, what: str = "The data set's name",
+                advice: str = "Give another: -p dataset") -> str:
     "A name that is safe as a folder name, or a `DatasetError` that proposes one."
     reserved = dict.fromkeys(GENERATED, "the synthetic set") | {"auto": "the choice by itself"}
     if name.casefold() in reserved:
         raise DatasetError(f"{what} cannot be {name!r}, which is kept for {reserved[name.casefold()]}. "
-                           "Give another: -p dataset my-data")
+                           f"{advice} my-data")
     if not can_name_folder(name):
         proposal = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "my-data"
         raise DatasetError(f"{what}, {name!r}, cannot name a folder: use letters, digits, dot, dash and "
-                           f"underscore only. Give another: -p dataset {proposal}")
+                           f"underscore only. {advice} {proposal}")
     return name
 
 # %% ../nbs/05_data.ipynb #578c55ae
@@ -567,7 +568,9 @@ def _name_of(root: Path, asked: str | None) -> str:
                            "Give your data another name: -p dataset another-name")
     if description and description.get("synthetic") and name in GENERATED:
         return name
-    return _check_name(name, "The data set's name" if asked or description else "The folder's name")
+    if description:
+        return _check_name(name, f"The name in {root / 'dataset.json'}", "Write another one there, such as")
+    return _check_name(name, "The data set's name" if asked else "The folder's name")
 
 
 def _counts_text(counts: dict[str, int]) -> str:

@@ -13,7 +13,6 @@ import shutil
 import stat
 import time
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
@@ -354,7 +353,9 @@ def _unpack_whole(archive: Path, zip_path: Path) -> None:
     try:
         with full_disk_reported(zip_path.parent, kept):
             _unpack(archive, zip_path.with_suffix(""))
-    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError) as error:
+    except DatasetError:
+        raise
+    except Exception as error:  # whatever zipfile says of a damaged archive
         raise DatasetError(f"{zip_path} cannot be unpacked: {error}.") from None
 
 # %% ../nbs/06_download.ipynb #fc5df9a3
@@ -380,6 +381,8 @@ def read_checksums(file: str | Path) -> dict[str, str]:
         lines = Path(file).read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise DatasetError(f"{file} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{file} is no list of check sums: {error}.") from None
     sums = {}
     for line in filter(str.strip, lines):
         digest, _, name = line.strip().partition(" ")

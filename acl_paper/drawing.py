@@ -9,6 +9,7 @@ __all__ = ['SOLID', 'DASHED', 'CURVES', 'panels', 'finish_panels', 'legend_below
            'embedding_map', 'plot_embedding_map']
 
 # %% ../nbs/19_drawing.ipynb #19d00003
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,12 +21,11 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from sklearn.manifold import TSNE
 from sklearn.metrics import confusion_matrix
 
 # %% ../nbs/19_drawing.ipynb #19d00005
 from .results import COMPARABLE, MEASURES, PUBLISHED_TEMPERATURE, data_label
-from .runs import load_predictions
+from .runs import checked_bytes, load_predictions
 
 # %% ../nbs/19_drawing.ipynb #19d0000c
 def panels(titles: Sequence[str], *, title: str = "", width: float = 2.4,
@@ -432,7 +432,9 @@ def embedding_map(folder: str | Path, *, seed: int = 0) -> pd.DataFrame:
     DataFrame
         One row per clip: x and y in [-1, 1], and truth.
     """
-    embeddings = np.load(Path(folder)/"embeddings.npy")
+    from sklearn.manifold import TSNE
+
+    embeddings = np.load(io.BytesIO(checked_bytes(Path(folder)/"embeddings.npy")))
     plane = np.zeros((len(embeddings), 2))
     if len(embeddings) > 1:  # one clip has no neighbours, and lies in the middle
         perplexity = min(30, (len(embeddings) - 1) / 3)

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['CLIP_COLUMNS', 'choose_device', 'tuned', 'CudaRecording', 'step_schedule', 'autocast', 'outputs_of', 'ClipOutputs',
-           'clip_outputs', 'prediction_table', 'class_probabilities', 'Run', 'evaluate', 'Proportion', 'wilson',
-           'accuracy', 'class_accuracy', 'macro_accuracy', 'patch_weighted_accuracy', 'validation_accuracies',
-           'all_accuracies', 'hardest_clips', 'neighbour_votes', 'neighbour_predictions', 'mcnemar',
-           'paired_difference', 'holm', 'comparison_power']
+           'clip_outputs', 'probability_columns', 'prediction_table', 'class_probabilities', 'Run', 'evaluate',
+           'Proportion', 'wilson', 'accuracy', 'class_accuracy', 'macro_accuracy', 'patch_weighted_accuracy',
+           'validation_accuracies', 'all_accuracies', 'hardest_clips', 'neighbour_votes', 'neighbour_predictions',
+           'mcnemar', 'paired_difference', 'holm', 'comparison_power']
 
 # %% ../nbs/12_evaluation.ipynb #92cdcf26
 import ctypes
@@ -22,8 +22,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from scipy.stats import binomtest, bootstrap, nct
-from scipy.stats import t as student_t
 from torch import Tensor, nn
 
 # %% ../nbs/12_evaluation.ipynb #f40bb72d
@@ -224,6 +222,11 @@ def clip_outputs(logits: Tensor, embedding: Tensor, patches: Patches) -> ClipOut
 CLIP_COLUMNS = ("fname", "truth", "prediction", "n_patches")  # before the probabilities
 
 
+def probability_columns(classes: list[str]) -> list[str]:
+    "The names of the probability columns of a `prediction_table`."
+    return [f"{name} (class)" if name in CLIP_COLUMNS else name for name in classes]
+
+
 def prediction_table(outputs: ClipOutputs, fnames: pd.Series, classes: list[str]) -> pd.DataFrame:
     """What a model says of each clip, with names.
 
@@ -251,8 +254,7 @@ def prediction_table(outputs: ClipOutputs, fnames: pd.Series, classes: list[str]
         "prediction": names[probabilities.argmax(1)],
         "n_patches": outputs.n_patches.tolist(),
     })
-    columns = [f"{name} (class)" if name in CLIP_COLUMNS else name for name in classes]
-    return pd.concat([table, pd.DataFrame(probabilities, columns=columns)], axis=1)
+    return pd.concat([table, pd.DataFrame(probabilities, columns=probability_columns(classes))], axis=1)
 
 # %% ../nbs/12_evaluation.ipynb #a5f18b46
 def class_probabilities(predictions: pd.DataFrame) -> pd.DataFrame:
@@ -360,6 +362,8 @@ class Proportion(NamedTuple):
 
 def wilson(n_right: int, n: int, *, confidence: float = 0.95) -> Proportion:
     "The proportion n_right / n with its Wilson interval."
+    from scipy.stats import binomtest
+
     interval = binomtest(n_right, n).proportion_ci(confidence, method="wilson")
     return Proportion(n_right / n, float(interval.low), float(interval.high), n)
 
@@ -529,6 +533,8 @@ def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> float:
     float
         p-value in (0, 1]; 1 when the models never differ.
     """
+    from scipy.stats import binomtest
+
     only_a = int(np.sum(right_a & ~right_b))
     only_b = int(np.sum(~right_a & right_b))
     return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
@@ -554,6 +560,8 @@ def paired_difference(right_a: np.ndarray, right_b: np.ndarray, *, confidence: f
     Proportion
         The mean difference in [-1, 1], its interval and K.
     """
+    from scipy.stats import bootstrap
+
     difference = np.asarray(right_a, float) - np.asarray(right_b, float)
     if np.ptp(difference) == 0:
         return Proportion(difference[0], difference[0], difference[0], len(difference))
@@ -607,6 +615,9 @@ def comparison_power(effect: float, n_seeds: int, n_clips: int, *, accuracy: flo
     ValueError
         for fewer than two seeds, which leave nothing to estimate the spread between runs from.
     """
+    from scipy.stats import nct
+    from scipy.stats import t as student_t
+
     if np.min(n_seeds) < 2:
         raise ValueError(f"n_seeds must be at least 2, one run has no spread; got {np.min(n_seeds)}")
     of_clips = accuracy * (1 - accuracy) / n_clips

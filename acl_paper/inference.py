@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KEPT_BLOCKS', 'SILENT_BELOW', 'MOST_TIMES', 'ROW', 'two_passes', 'measure', 'log_mel_blocks', 'patch_batches',
            'blocks_of', 'Recording', 'classes_of', 'patch_hop_of', 'Heard', 'outputs_by_batch', 'hear', 'row_of',
-           'timeline_of', 'segments', 'named', 'exact', 'Classifier']
+           'hop_frames', 'timeline_of', 'segments', 'named', 'exact', 'Classifier']
 
 # %% ../nbs/20_inference.ipynb #aa784f0d
 import copy
@@ -24,6 +24,7 @@ from torch import Tensor
 
 # %% ../nbs/20_inference.ipynb #cc62a75a
 from .audio import BLOCK, audio_blocks
+from .console import DatasetError
 from .evaluation import Run, choose_device, tuned
 from .log_mel import FeatureConfig, log_mel, repeat_short
 from .networks import placed
@@ -127,7 +128,7 @@ def patch_batches(blocks: Iterable[np.ndarray], patch_frames: int, hop: int, *,
     hop : int
         Frames from one patch to the next, at most T.
     n_at_once : int
-        Patches of a batch at least, but for the last. Few, as their feature maps take the most memory.
+        Patches of a batch at most. Few, as their feature maps take the most memory.
 
     Yields
     ------
@@ -141,7 +142,7 @@ def patch_batches(blocks: Iterable[np.ndarray], patch_frames: int, hop: int, *,
             joined = np.concatenate(held)
             n = (n_frames - patch_frames) // hop + 1
             windows = np.lib.stride_tricks.sliding_window_view(joined, patch_frames, axis=0)[:n * hop:hop]
-            yield torch.from_numpy(windows.transpose(0, 2, 1).copy()).unsqueeze(1)
+            yield from torch.from_numpy(windows.transpose(0, 2, 1).copy()).unsqueeze(1).split(n_at_once)
             held = [joined[n * hop:]]
 
 # %% ../nbs/20_inference.ipynb #541b8e35
@@ -186,6 +187,8 @@ class Recording:
     ----------
     duration_s : float
         Before it is repeated.
+    n_frames : int
+        How many `frames` gives.
     lows, highs : ndarray, shape (H,)
         Smallest and largest value within each hop of `config`.
     note : str
@@ -205,7 +208,9 @@ class Recording:
         blocks, self._again = two_passes(partial(blocks_of, source, config.sample_rate, sr))
         n_samples, self.mean, self.lows, self.highs = measure(blocks, config.hop_length)
         self.duration_s = n_samples / config.sample_rate
-        n_times = -(-round(config.min_duration_s * config.sample_rate) // n_samples)
+        shortest = round(config.min_duration_s * config.sample_rate)
+        n_times = -(-shortest // n_samples)
+        self.n_frames = 1 + max(n_samples, shortest) // config.hop_length
         is_silent = self.is_silent(0, len(self.lows))
         repeated = f"{self.duration_s:.2g} s repeated {n_times} times" if n_times > 1 else ""
         self.note = "silent" if is_silent else repeated
@@ -226,10 +231,10 @@ class Recording:
 
 # %% ../nbs/20_inference.ipynb #d1e69257
 def classes_of(run: Run, name: str = "this run") -> list[str]:
-    "Names of a run's classes; a ValueError that says what to do for one that has none."
+    "Names of a run's classes; a `DatasetError` that says what to do for one that has none."
     if run.kind == "pretraining":
-        raise ValueError(f"{name} is an encoder without a classifier: it embeds, but does not predict. "
-                         "Train a classifier on it: acl_probe FOLDER, or nbs/probe.ipynb")
+        raise DatasetError(f"{name} is an encoder without a classifier: it embeds, but does not predict. "
+                           "Train a classifier on it: acl_probe FOLDER, or nbs/probe.ipynb")
     return run.classes
 
 
@@ -249,6 +254,7 @@ class Heard(NamedTuple):
         Mean of the softmax over patches; None for a run without classes.
     embedding : ndarray, shape (D,), float32
         Mean over patches of what the angular loss arranges, each of length 1.
+    n_patches : int
     duration_s : float
     note : str
         Of the `Recording`.
@@ -257,6 +263,7 @@ class Heard(NamedTuple):
     """
     probabilities: np.ndarray | None
     embedding: np.ndarray
+    n_patches: int
     duration_s: float
     note: str
     is_answer: bool
@@ -266,7 +273,8 @@ def outputs_by_batch(classifier, recording: Recording, hop: int) -> Iterator[tup
     "Softmax of the first output (B, C) and embedding (B, D) of a recording's patches, batch by batch."
     run = classifier.run
     frames = (run.scaler(block).astype(np.float32, copy=False) for block in recording.frames())
-    for patches in patch_batches(frames, run.patch_frames, hop):
+    n_at_once = 4 if classifier.device.type == "cpu" else 64
+    for patches in patch_batches(frames, run.patch_frames, hop, n_at_once=n_at_once):
         with torch.inference_mode():
             logits, embedding = classifier.network(patches.to(classifier.device))
         yield logits.float().softmax(1).cpu().numpy(), embedding.float().cpu().numpy()
@@ -281,8 +289,8 @@ def hear(classifier, recording: Recording) -> Heard:
         scores = scores + probabilities.sum(0, dtype=np.float64)
         total = total + (embedding / np.maximum(lengths, 1e-12)).sum(0, dtype=np.float64)
     probabilities = None if classifier.run.kind == "pretraining" else scores / n_patches
-    return Heard(probabilities, (total / n_patches).astype(np.float32), recording.duration_s, recording.note,
-                 recording.can_be_answered)
+    return Heard(probabilities, (total / n_patches).astype(np.float32), n_patches, recording.duration_s,
+                 recording.note, recording.can_be_answered)
 
 # %% ../nbs/20_inference.ipynb #c5ecf229
 ROW = ("file", "prediction", "probability", "seconds", "note", "model")  # names of other columns
@@ -322,17 +330,27 @@ def row_of(name: str, heard: Heard, classes: list[str], *, top: int = 1, thresho
     return row | dict(zip(columns, probabilities.tolist()))
 
 # %% ../nbs/20_inference.ipynb #fec7fc79
-def timeline_of(classifier, recording: Recording, hop_s: float) -> pd.DataFrame:
-    "Probabilities along a recording: see `Classifier.timeline`."
-    run, classes = classifier.run, classes_of(classifier.run, classifier.name)
+def hop_frames(run: Run, hop_s: float) -> int:
+    "Frames between the patches of a timeline; a `DatasetError` where there would be gaps between them."
     frame_s = run.features.hop_length / run.features.sample_rate
     hop = round(hop_s / frame_s)
     if not 1 <= hop <= run.patch_frames:
-        raise ValueError(f"hop_s must lie between {frame_s:.3g} s and the {run.patch_frames * frame_s:.3g} s "
-                         f"of a patch, not be {hop_s}")
-    batches = [probabilities for probabilities, _ in outputs_by_batch(classifier, recording, hop)]
-    probabilities = np.concatenate(batches)
-    starts = np.arange(len(probabilities)) * hop
+        longest_s = run.patch_frames * frame_s
+        raise DatasetError(f"the hop must lie between {frame_s:.3g} s and the {longest_s:.3g} s of a patch, "
+                           f"not be {hop_s}")
+    return hop
+
+
+def timeline_of(classifier, recording: Recording, hop_s: float) -> pd.DataFrame:
+    "Probabilities along a recording: see `Classifier.timeline`."
+    run, classes = classifier.run, classes_of(classifier.run, classifier.name)
+    frame_s, hop = run.features.hop_length / run.features.sample_rate, hop_frames(run, hop_s)
+    starts = np.arange(0, recording.n_frames - run.patch_frames + 1, hop)
+    probabilities = np.empty((len(starts), len(classes)), np.float32)
+    n = 0
+    for batch, _ in outputs_by_batch(classifier, recording, hop):
+        probabilities[n:n + len(batch)] = batch
+        n += len(batch)
     silent = [recording.is_silent(start, start + run.patch_frames) for start in starts]
     probabilities[silent] = np.nan
     if not recording.can_be_answered:

@@ -18,7 +18,6 @@ from typing import NamedTuple
 # %% ../nbs/08b_log_mel.ipynb #46842abe
 import numpy as np
 import scipy.fft
-from scipy.signal import get_window
 
 # %% ../nbs/08b_log_mel.ipynb #88c51f9f
 from .audio import UNREADABLE, AudioError, file_content, read_audio
@@ -172,6 +171,8 @@ def _compiled():
 
 @lru_cache
 def _window_and_filters(config):
+    from scipy.signal import get_window
+
     filters = mel_filters(config).astype(np.float64)
     low = (filters > 0).argmax(1)
     high = filters.shape[1] - (filters > 0)[:, ::-1].argmax(1)

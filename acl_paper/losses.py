@@ -367,6 +367,14 @@ def gather_ranks(rows: Tensor) -> Tensor:
                          "use a DistributedSampler, or a DataLoader with drop_last=True")
     return _Gathered.apply(rows.contiguous())
 
+# %% ../nbs/02_losses.ipynb #04f3c980
+def _rows_of_batch(embedding, labels, first_input, *, views, gather):
+    "The inputs of a loss, checked, of all ranks if they are gathered, one row for each view."
+    batch = _checked_inputs(embedding, labels, first_input, views=views)
+    if gather:
+        batch = [None if each is None else gather_ranks(each) for each in batch]
+    return _rows_of_views(*batch) if views else batch
+
 # %% ../nbs/02_losses.ipynb #96c833de
 class AngularContrastiveLoss(CheckedSettings):
     """ACL = alpha * L1 + (1 - alpha) * angular margin loss: the paper, equation 3, for labels and for views.
@@ -424,14 +432,11 @@ class AngularContrastiveLoss(CheckedSettings):
                  first_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
                  ignore_index: int | None = None, views: bool = False, gather: bool = False):
         super().__init__()
-        self.alpha = alpha
-        self.margin_rad = margin_rad
-        self.reduction = reduction
-        self.constant = constant
+        self.alpha, self.margin_rad = alpha, margin_rad
+        self.reduction, self.constant = reduction, constant
         self.first_loss = first_loss or _cross_entropy(reduction)
         self.ignore_index = _ignored_by(self.first_loss) if ignore_index is None else ignore_index
-        self.views = views
-        self.gather = gather
+        self.views, self.gather = views, gather
 
     def forward(self, embedding: Tensor, labels: Tensor | None, first_input: Tensor | None = None,
                 **of_first) -> Tensor:
@@ -468,12 +473,8 @@ class AngularContrastiveLoss(CheckedSettings):
     def terms(self, embedding: Tensor, labels: Tensor | None, first_input: Tensor | None = None,
               **of_first) -> LossTerms:
         "Total, first and angular loss of a batch, which `forward` describes."
-        batch = _checked_inputs(embedding, labels, first_input, views=self.views)
-        if self.gather:
-            batch = [None if each is None else gather_ranks(each) for each in batch]
-        if self.views:
-            batch = _rows_of_views(*batch)
-        embedding, labels, first_input = batch
+        embedding, labels, first_input = _rows_of_batch(embedding, labels, first_input, views=self.views,
+                                                        gather=self.gather)
         first = None if first_input is None else self.first_loss(first_input, labels, **of_first)
         angular = angular_margin_loss(embedding, labels, margin_rad=self.margin_rad, reduction=self.reduction,
                                       constant=self.constant, ignore_index=self.ignore_index)

@@ -12,9 +12,11 @@ __all__ = ['SAMPLE_RATE', 'MINI_CLASSES', 'STRANGERS', 'MINI_VERSION', 'MINI_REA
 
 # %% ../nbs/07_mini.ipynb #0e200c48
 import contextlib
+import glob
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
@@ -26,7 +28,7 @@ from scipy import fft
 from scipy.io import wavfile
 from scipy.signal import butter, lfilter, resample_poly, sosfilt
 
-from .console import DatasetError, command, project_root, track
+from .console import DatasetError, command, hold_lock, make_folder, project_root, track, user_path
 from .data import AUDIO_FOLDERS, read_description
 
 # %% ../nbs/07_mini.ipynb #d0e3a926
@@ -773,30 +775,58 @@ def make_mini(dest: str | Path, config: MiniConfig | None = None, *, n_jobs: int
     Raises
     ------
     DatasetError
-        If the folder holds anything else, which is then left as it is.
+        If the folder holds anything else, which is then left as it is, or nothing can be written beside it.
     """
     import joblib
-    dest = Path(dest).expanduser()
+    dest = user_path(dest)
     config = replace(config or MiniConfig(), **changes)
     if _made_before(dest, config):
         return dest
+    make_folder(dest.parent, "the mini data set")
+    _remove_leftovers(dest)
     part = dest.with_name(f"{dest.name}.{uuid.uuid4().hex[:8]}.part")
+    lock = part.with_suffix(".lock")
     try:
-        part.mkdir(parents=True)
-        _write_set(part, config, n_jobs or min(4, joblib.cpu_count()), every_s)
-        _publish(part, dest, config)
+        with hold_lock(lock, f"{part} is made"):
+            part.mkdir()
+            _write_set(part, config, n_jobs or min(4, joblib.cpu_count()), every_s)
+            _publish(part, dest, config)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+        lock.unlink(missing_ok=True)
     return dest
 
 # %% ../nbs/07_mini.ipynb #4a478652
 def _publish(part: Path, dest: Path, config: MiniConfig) -> None:
     "Give the finished set its final name, unless another process has just done so with the same set."
+    if hasattr(os, "sync"):
+        os.sync()  # a power cut must not leave empty files under the final name
     try:
         os.replace(part, dest)
     except OSError:
         if not _made_before(dest, config):
             raise
+
+# %% ../nbs/07_mini.ipynb #b6bb5284
+def _remove_leftovers(dest: Path) -> None:
+    "Remove the part folders that killed calls left beside `dest`, and those of earlier versions after a day."
+    for kind in ("lock", "part"):
+        for left in dest.parent.glob(f"{glob.escape(dest.name)}.{8 * '[0-9a-f]'}.{kind}"):
+            if not _is_in_use(left.with_suffix(".part"), left.with_suffix(".lock")):
+                shutil.rmtree(left.with_suffix(".part"), ignore_errors=True)
+                left.with_suffix(".lock").unlink(missing_ok=True)
+
+
+def _is_in_use(part: Path, lock: Path) -> bool:
+    "Whether the process that makes a part folder may still live."
+    from filelock import FileLock
+    try:
+        if not lock.exists():
+            return time.time() - part.stat().st_mtime < 86_400
+        with FileLock(lock, timeout=0):
+            return False
+    except (OSError, NotImplementedError):  # it is held, or gone by now, or there are no locks here
+        return True
 
 # %% ../nbs/07_mini.ipynb #f31624d9
 @command

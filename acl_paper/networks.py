@@ -531,7 +531,7 @@ def make_network(name: str, n_classes: int, patch_shape: tuple[int, int], **sett
 # %% ../nbs/10_networks.ipynb #5c3d4003
 def check_network_name(name: str) -> None:
     "A ValueError unless a network of that name is registered or the name is an import path."
-    if name not in NETWORKS and ":" not in name:
+    if not isinstance(name, str) or (name not in NETWORKS and ":" not in name):
         raise ValueError(f"there is no network {name!r}; choose one of {', '.join(NETWORKS)}, "
                          "or give an import path such as my_nets:Tiny")
 

@@ -15,7 +15,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 
@@ -119,8 +119,11 @@ def _restore_types(config):
     if isinstance(config.augment, dict):
         ranges = {name: tuple(value) if isinstance(value, list) else value
                   for name, value in config.augment.items()}
+        unknown = set(ranges) - {setting.name for setting in fields(AugmentConfig)}
+        check_setting(not unknown, "augment", "settings of `AugmentConfig`", config.augment)
         object.__setattr__(config, "augment", AugmentConfig(**ranges))
-    object.__setattr__(config, "milestones", tuple(config.milestones))
+    if isinstance(config.milestones, list):
+        object.__setattr__(config, "milestones", tuple(config.milestones))
 
 # %% ../nbs/14_pretraining.ipynb #7e8db3c9
 PRETRAIN_CHOICES = {"keep": ("best", "last"), "precision": ("float32", "bfloat16"),
@@ -132,10 +135,12 @@ LEAST = {"width": 1, "epochs": 1, "batch_size": 2, "patch_frames": 1, "patch_hop
 
 def _check_pretraining(config):
     object.__setattr__(config, "alpha", check_alpha(config.alpha))
-    AngularContrastiveLoss(config.alpha, reduction=config.reduction, margin_rad=config.margin_rad)
-    check_setting(config.temperature > 0, "temperature", "above 0", config.temperature)
     check_network_name(config.network)
     check_settings(config, choices=PRETRAIN_CHOICES, named=NAMED, at_least=LEAST)
+    AngularContrastiveLoss(config.alpha, reduction=config.reduction, margin_rad=config.margin_rad)
+    check_setting(config.temperature > 0, "temperature", "above 0", config.temperature)
+    is_augment = isinstance(config.augment, AugmentConfig)
+    check_setting(is_augment, "augment", "settings of `AugmentConfig`", config.augment)
 
 # %% ../nbs/14_pretraining.ipynb #b7933873
 PRESETS = {
@@ -453,7 +458,7 @@ def _finish(run):
     run.networks.load_state_dict(run.best["weights"])
     networks = run.networks.to("cpu", memory_format=torch.contiguous_format).eval()
     return Run("pretraining", networks, run.scaler, run.config, run.split.features, run.split.classes,
-               pd.DataFrame(run.history), run.best["epoch"])
+               pd.DataFrame(run.history or {"epoch": []}), run.best["epoch"])
 
 # %% ../nbs/14_pretraining.ipynb #26baecf8
 def untrained(split: ClipSplit, config: PretrainConfig = PretrainConfig(), *,

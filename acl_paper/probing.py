@@ -59,15 +59,16 @@ class ProbeConfig:
     released: bool = False  # True: the released code's batch norm and its validation on training clips
 
     def __post_init__(self):
-        object.__setattr__(self, "milestones", tuple(self.milestones))
+        if isinstance(self.milestones, list):
+            object.__setattr__(self, "milestones", tuple(self.milestones))
         if self.learning_rate is None:
             object.__setattr__(self, "learning_rate", 0.1 if self.task == "linear" else 0.01)
         check_settings(self, choices={"task": ("linear", "finetune")},
                        named={"loss": ["cross_entropy"], "optimiser": ["sgd", "lbfgs"]},
                        at_least={"epochs": 1, "batch_size": 1})
         if self.optimiser == "lbfgs" and (self.task == "finetune" or self.released):
-            raise ValueError("optimiser lbfgs fits a classifier to a frozen encoder: it needs task linear and "
-                             "released False")
+            raise ValueError("optimiser lbfgs fits a classifier to a frozen encoder: it needs task linear "
+                             "and released False")
 
 # %% ../nbs/15_probing.ipynb #e2b70017
 def probe_split(store: FeatureStore, clips: pd.DataFrame, config: ProbeConfig = ProbeConfig()) -> ClipSplit:

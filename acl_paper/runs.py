@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['USUAL', 'FIRST_EDITION', 'FIRST_EDITION_VALUES', 'FIRST_EDITION_COLUMNS', 'WHAT', 'CARD', 'PUBLISHED',
            'check_parameters', 'unusual_parts', 'run_folder', 'pretrain_folder', 'probe_folder', 'published_folder',
-           'with_current_names', 'read_config', 'read_metrics', 'is_finished', 'settings_of', 'save_run',
-           'software_versions', 'model_card', 'is_published', 'load_run', 'load_predictions', 'data_note', 'caption',
-           'about_run', 'save_figures']
+           'read_metrics', 'is_finished', 'checked_bytes', 'with_current_names', 'read_config', 'settings_of',
+           'save_run', 'software_versions', 'predictions_csv', 'model_card', 'is_published', 'load_run',
+           'load_predictions', 'data_note', 'caption', 'about_run', 'save_figures']
 
 # %% ../nbs/17_runs.ipynb #e46e5171
 import ast
+import csv
 import hashlib
 import io
 import json
@@ -25,7 +26,7 @@ import numpy as np
 import pandas as pd
 
 # %% ../nbs/17_runs.ipynb #1e91a1b5
-from .console import check_once, make_folder, write_atomically
+from .console import DatasetError, check_once, make_folder, write_atomically
 from .data import DatasetLocation, read_description
 from .features import FeatureConfig, FeatureStore
 
@@ -107,6 +108,72 @@ def published_folder(runs_dir: str | Path, dataset: str, name: str) -> Path:
     "Where probes of a published encoder live: in the place of a pre-training; `name` as published:crnn."
     return Path(runs_dir, dataset, "pretrain", name.replace(":", "."))
 
+# %% ../nbs/17_runs.ipynb #f12d95ce
+def read_metrics(path: str | Path) -> dict:
+    "What a metrics.json says, without its checksums; a DatasetError when it is not whole."
+    return _metrics_and_sums(Path(path))[0]
+
+
+def _metrics_and_sums(path):
+    try:
+        metrics = json.loads(path.read_bytes())
+    except (RecursionError, ValueError) as error:
+        raise DatasetError(f"{path} is damaged ({error}); make the run again") from None
+    if not isinstance(metrics, dict):
+        raise DatasetError(f"{path} does not hold metrics; make the run again")
+    sums = metrics.pop("sha256", None)
+    if sums is None and not _promises_sums(path.with_name("config.json")):
+        return metrics, {}
+    if not isinstance(sums, dict) or sums.get(path.name) != _sum_of(_as_bytes(metrics)):
+        raise DatasetError(f"{path} is damaged (its checksum is another); make the run again")
+    return metrics, sums
+
+
+def _promises_sums(config):
+    return config.is_file() and b'"checksums"' in config.read_bytes()
+
+
+def _as_bytes(metrics):
+    return json.dumps(metrics).encode()
+
+
+def _sum_of(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+def is_finished(folder: str | Path) -> bool:
+    "Whether a folder holds a whole run."
+    try:
+        read_metrics(Path(folder)/"metrics.json")
+    except (OSError, ValueError):
+        return False
+    return True
+
+# %% ../nbs/17_runs.ipynb #6e38a59f
+def checked_bytes(path: str | Path) -> bytes:
+    """The content of a file of a run.
+
+    Parameters
+    ----------
+    path : str or Path
+        It may be in a folder that is no finished run, or one without checksums; then it is read as it is.
+
+    Raises
+    ------
+    FileNotFoundError
+        when there is none.
+    DatasetError
+        when it is not what was written, naming the file.
+    """
+    path = Path(path)
+    content = path.read_bytes()
+    metrics = path.with_name("metrics.json")
+    expected = _metrics_and_sums(metrics)[1].get(path.name) if is_finished(path.parent) else None
+    if expected and _sum_of(content) != expected:
+        raise DatasetError(f"{path} is damaged (its checksum is not what {metrics.name} says); "
+                           "make the run again")
+    return content
+
 # %% ../nbs/17_runs.ipynb #3c50898e
 FIRST_EDITION = {
     "scaling": "reduction",
@@ -147,15 +214,17 @@ def read_config(folder: str | Path) -> dict:
     ------
     FileNotFoundError
         when there is none.
-    ValueError
+    DatasetError
         when it cannot be read, naming the file.
     """
     path = Path(folder)/"config.json"
+    content = checked_bytes(path)
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(content)
         return config if "settings" in config else _of_first_edition(config)
-    except (AttributeError, KeyError, StopIteration, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({type(error).__name__} {error}); make the run again") from None
+    except (AttributeError, KeyError, RecursionError, StopIteration, TypeError, ValueError) as error:
+        why = f"{type(error).__name__} {error}"
+        raise DatasetError(f"{path} is damaged ({why}); make the run again") from None
 
 
 def _of_first_edition(config):
@@ -169,23 +238,6 @@ def _of_first_edition(config):
         current["pretrained"] = sections["pretraining"]
         current |= {name: config.get(name) for name in ("scale", "untrained")}
     return current | described
-
-# %% ../nbs/17_runs.ipynb #f12d95ce
-def read_metrics(path: str | Path) -> dict:
-    "What a metrics.json says; a ValueError when it is not whole."
-    metrics = json.loads(Path(path).read_text(encoding="utf-8"))
-    if not isinstance(metrics, dict):
-        raise ValueError(f"{path} does not hold metrics")
-    return metrics
-
-
-def is_finished(folder: str | Path) -> bool:
-    "Whether a folder holds a whole run."
-    try:
-        read_metrics(Path(folder)/"metrics.json")
-    except (OSError, ValueError):
-        return False
-    return True
 
 # %% ../nbs/17_runs.ipynb #8201a374
 def settings_of(config: dict):
@@ -235,23 +287,28 @@ def save_run(folder: str | Path, run, *, predictions: pd.DataFrame | None = None
     Returns
     -------
     dict
-        What metrics.json says: accuracies where there was a test, best_epoch, epochs, and the losses and
-        validation accuracies of the best epoch.
+        What metrics.json says besides checksums: accuracies where there was a test, best_epoch, epochs, and
+        the losses and validation accuracies of the best epoch.
     """
     folder = make_folder(folder, "the run")
     for name in ("metrics.json", "encoder.safetensors"):  # the latter held weights in the first edition
         (folder/name).unlink(missing_ok=True)
-    weights, metrics = _weights_of(run), _metrics_of(run, predictions) | numbers
-    config = _config_of(run) | {"weights_sha256": hashlib.sha256(weights).hexdigest()} | (about or {})
-    write_atomically(folder/"config.json", json.dumps(config, indent=1))
-    write_atomically(folder/"history.csv", run.history.to_csv(index=False))
-    write_atomically(folder/"model.safetensors", weights)
+    config, metrics = _config_of(run) | (about or {}), _metrics_of(run, predictions) | numbers
+    files = {
+        "config.json": json.dumps(config, indent=1).encode(),
+        "history.csv": run.history.to_csv(index=False).encode(),
+        "model.safetensors": _weights_of(run),
+        "README.md": model_card(config, metrics).encode(),
+    }
     if predictions is not None:
-        write_atomically(folder/"predictions.csv", predictions.to_csv(index=False, float_format="%.6g"))
+        files["predictions.csv"] = predictions_csv(predictions).encode()
     if embeddings is not None:
-        write_atomically(folder/"embeddings.npy", _npy(embeddings))
-    write_atomically(folder/"README.md", model_card(config, metrics))
-    write_atomically(folder/"metrics.json", json.dumps(metrics, indent=1))
+        files["embeddings.npy"] = _npy(embeddings)
+    for name, content in files.items():
+        write_atomically(folder/name, content)
+    sums = {name: _sum_of(content) for name, content in files.items()}
+    sums["metrics.json"] = _sum_of(_as_bytes(metrics))
+    write_atomically(folder/"metrics.json", json.dumps(metrics | {"sha256": sums}, indent=1))
     (folder/"checkpoint.pt").unlink(missing_ok=True)
     return metrics
 
@@ -273,6 +330,7 @@ def _config_of(run):
         "features": asdict(run.features),
         "classes": run.classes,
         "versions": software_versions(),
+        "checksums": "in metrics.json",
     }
     return config | ({"pretrained": run.pretrained} if run.kind == "probe" else {})
 
@@ -295,6 +353,14 @@ def _weights_of(run):
     for name in ("mean", "scale"):
         tensors[f"scaler.{name}"] = torch.as_tensor(getattr(run.scaler, name), dtype=torch.float64)
     return safetensors.torch.save(tensors)
+
+
+def predictions_csv(table: pd.DataFrame) -> str:
+    "A table of predictions as CSV, whatever text its names hold."
+    text = table.to_csv(index=False, float_format="%.6g")
+    if "\r" not in text:
+        return text
+    return table.to_csv(index=False, float_format="%.6g", quoting=csv.QUOTE_NONNUMERIC)  # else \r ends a line
 
 
 def _npy(array):
@@ -399,7 +465,7 @@ def load_run(folder: str | Path, *, network=None):
     ------
     FileNotFoundError
         when the folder is not a finished run, naming what it lacks.
-    ValueError
+    DatasetError
         when a file is damaged, or the run's network cannot be imported, with its path.
     """
     from acl_paper.evaluation import Run
@@ -408,24 +474,44 @@ def load_run(folder: str | Path, *, network=None):
         from acl_paper.pretraining import published
         return published(str(folder).removeprefix(PUBLISHED))
     folder = _require(folder, "config.json", "history.csv", "metrics.json")
-    config, metrics = read_config(folder), _whole(folder/"metrics.json", read_metrics)
-    history = _whole(folder/"history.csv", pd.read_csv).rename(columns=FIRST_EDITION_COLUMNS)
-    features, weights = FeatureConfig(**config["features"]), _read_weights(folder, config)
+    best_epoch = _whole(folder/"metrics.json", lambda path: read_metrics(path)["best_epoch"])
+    config = read_config(folder)
+    settings, features, classes = _whole(folder/"config.json", lambda _: _described(config))
+    history = _whole(folder/"history.csv", _read_table).rename(columns=FIRST_EDITION_COLUMNS)
+    weights = _read_weights(folder, config)
     trained = _rebuilt(folder, config, features.n_mels, network)
     try:
         trained.load_state_dict(_without_prefix("network.", weights))
-    except RuntimeError as error:
-        raise ValueError(f"the weights in {folder} are not those of its network: {error}") from None
-    return Run(config["kind"], trained.eval(), _scaler(weights), settings_of(config), features,
-               config["classes"], history, metrics["best_epoch"], config.get("pretrained"))
+        scaler = _scaler(weights)
+    except (KeyError, RuntimeError) as error:
+        raise DatasetError(f"the weights in {folder} are not those of its network: {error}") from None
+    return Run(config["kind"], trained.eval(), scaler, settings, features, classes, history, best_epoch,
+               config.get("pretrained"))
 
-
+# %% ../nbs/17_runs.ipynb #e7c0efd3
 def _whole(path, read):
-    "What `read` makes of a file; a ValueError that names it when it cannot."
+    "What `read` makes of a file; a DatasetError that names it when it cannot."
     try:
         return read(path)
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); make the run again") from None
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        if str(path.parent) in str(error):
+            raise
+        raise DatasetError(f"{path} is damaged ({error}); make the run again") from None
+
+
+def _described(config):
+    "Settings, features and class names as a config.json has them."
+    from acl_paper.patches import check_types
+
+    features = FeatureConfig(**config["features"])
+    check_types(features)
+    if config["kind"] == "probe":
+        _settings("pretraining", config["pretrained"])
+    return settings_of(config), features, list(config["classes"])
+
+
+def _read_table(path, **types):
+    return pd.read_csv(io.BytesIO(checked_bytes(path)), **types)
 
 
 def _require(folder, *names):
@@ -444,8 +530,8 @@ def _rebuilt(folder, config, n_mels, network):
         name = config.get("pretrained", config["settings"]).get("network", "")
         if ":" not in name:
             raise
-        raise ValueError(f"{folder} was made with the network {name}, which cannot be imported here "
-                         f"({error}); pass it in: load_run(folder, network=...)") from None
+        raise DatasetError(f"{folder} was made with the network {name}, which cannot be imported here "
+                           f"({error}); pass it in: load_run(folder, network=...)") from None
 
 
 def _of_kind(config, n_mels, network):
@@ -472,20 +558,14 @@ def _read_weights(folder, config):
 
     first = folder/"encoder.safetensors"  # the name of a pre-training's weights in the first edition
     path = first if first.is_file() else _require(folder, "model.safetensors")/"model.safetensors"
-    check_once(path, partial(_check_weights, path, config.get("weights_sha256")))
+    check_once(path, partial(checked_bytes, path))
     try:
         tensors = safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); make the run again") from None
-    return tensors if "scaler.scale" in tensors and "network" in config else _renamed(tensors, config)
-
-
-def _check_weights(path, expected):
-    "A ValueError unless a file has the checksum that its run wrote down; runs of 0.1.0 did not."
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if expected and found != expected:
-        raise ValueError(f"{path} is damaged (its checksum is not what config.json says); make the run again")
+        raise DatasetError(f"{path} is damaged ({error}); make the run again") from None
+    if "scaler.scale" in tensors and "network" in config:
+        return tensors
+    return _whole(folder/"config.json", lambda _: _renamed(tensors, config))
 
 # %% ../nbs/17_runs.ipynb #50bff489
 def _renamed(tensors, config):
@@ -516,9 +596,10 @@ def _scaler(weights):
 
 # %% ../nbs/17_runs.ipynb #c59afe15
 def load_predictions(folder: str | Path) -> pd.DataFrame:
-    "The predictions of a run folder, as `prediction_table` made them."
+    "The predictions of a run folder, as `prediction_table` made them; a DatasetError when damaged."
     text = {"fname": str, "truth": str, "prediction": str}
-    return pd.read_csv(Path(folder)/"predictions.csv", dtype=text, keep_default_na=False)
+    read = partial(_read_table, dtype=text, keep_default_na=False)
+    return _whole(Path(folder)/"predictions.csv", read)
 
 # %% ../nbs/17_runs.ipynb #6bcb0602
 def data_note(location: DatasetLocation, device) -> str:

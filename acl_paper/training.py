@@ -14,6 +14,7 @@ import io
 import json
 import math
 import time
+import zipfile
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -77,8 +78,10 @@ class TrainConfig(SplitConfig):
     precision: str = "float32"  # "bfloat16": autocast for the network; "tf32": a GPU's shorter products
 
     def __post_init__(self):
-        super().__post_init__()
+        object.__setattr__(self, "alpha", check_alpha(self.alpha))
         _check_training(self)
+        super().__post_init__()
+        AngularContrastiveLoss(self.alpha, margin_rad=self.margin_rad, reduction=self.reduction)
 
 # %% ../nbs/13_training.ipynb #8f42b23a
 CHOICES = {
@@ -90,8 +93,6 @@ CHOICES = {
 
 # %% ../nbs/13_training.ipynb #6e2eb8f7
 def _check_training(config):
-    object.__setattr__(config, "alpha", check_alpha(config.alpha))
-    AngularContrastiveLoss(config.alpha, margin_rad=config.margin_rad, reduction=config.reduction)
     check_network_name(config.network)
     robust = config.loss == "acl" and config.first_loss != "cross_entropy"
     expected = "False without a robust first loss"
@@ -470,13 +471,22 @@ class Checkpoint:
 # %% ../nbs/13_training.ipynb #f942def2
 def _read_checkpoint(path):
     try:
+        _check_sums(path)
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{path} is not a checkpoint that can be read ({error}); "
                          "remove it to start anew") from None
-    if "identity" not in stored:
+    if not isinstance(stored, dict) or "identity" not in stored:
         raise ValueError(f"{path} is of an earlier version of this package; remove it to start anew")
     return stored
+
+
+def _check_sums(path):
+    "A ValueError unless all parts of a file have their checksums, which torch writes and does not read."
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged:
+        raise ValueError(f"its part {damaged} is damaged")
 
 # %% ../nbs/13_training.ipynb #657be3f2
 def alone(checkpoint: str | Path | None):

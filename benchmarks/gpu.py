@@ -16,6 +16,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -130,15 +132,15 @@ def _history(runs):
     return {"settings": config["settings"], "data": config["data"], "history": history}
 
 
-def run_part(part: Part, limit_s: float, device: str) -> dict:
+def run_part(part: Part, deadline: float, device: str) -> dict:
     """Run a part in a group of processes of its own, which ends with it.
 
     Parameters
     ----------
     part : Part
         What to run.
-    limit_s : float
-        After so many seconds it is ended.
+    deadline : float
+        When it is ended, by the clock of `time.monotonic`.
     device : str
         With "cpu", no GPU is seen.
 
@@ -150,12 +152,13 @@ def run_part(part: Part, limit_s: float, device: str) -> dict:
     start = time.monotonic()
     hidden = {} if device == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}
     environment = os.environ | hidden
+    print(shlex.join(part.words), flush=True)
     process = subprocess.Popen(part.words, cwd=project_root(), env=environment, start_new_session=True)
     try:
-        status = process.wait(limit_s)
+        status = process.wait(deadline - start)
         error = f"ended with status {status}" if status else None
     except subprocess.TimeoutExpired:
-        error = f"not done after {limit_s:.0f} s"
+        error = f"not done after {deadline - start:.0f} s"
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -191,10 +194,12 @@ def main(
     start = time.monotonic()
     about = {"machine": machine(), "versions": software_versions(), "commit": commit(), "quick": quick}
     done = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for name, part in plan_parts(device, QUICK if quick else FULL, Path(folder)).items():
-            print(f"{name}: {shlex.join(part.words)}", flush=True)
-            done[name] = run_part(part, LIMIT_S - (time.monotonic() - start), device)
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:
+        parts = plan_parts(device, QUICK if quick else FULL, Path(folder))
+        run = partial(run_part, deadline=start + LIMIT_S, device=device)
+        all_told = pool.map(run, parts.values()) if quick else map(run, parts.values())  # quick: all at once
+        for name, told in zip(parts, all_told):
+            done[name] = told
             seconds = round(time.monotonic() - start, 1)
             write_atomically(path, json.dumps(about | {"seconds": seconds, "parts": done}, indent=1) + "\n")
     failed = {name: told["error"] for name, told in done.items() if "error" in told}

@@ -10,7 +10,7 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import soundfile
-from execnb.nbio import dict2nb, read_nb
+from execnb.nbio import read_nb
 from nbdev.process import NBProcessor
 from nbdev.processors import filter_stream_, hide_, hide_line, rm_header_dash, strip_ansi
 
@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 import explorer
 import keep_executed
+import robustness
 from acl_paper import mini
 
 settings = ConfigParser(delimiters=["="], interpolation=None)
@@ -26,7 +27,7 @@ REPOSITORY, BRANCH = "https://github.com/{user}/{repo}".format_map(settings["DEF
 BADGE = re.compile(r"\[!\[Open in Colab\]\(\S+\)\]\((\S+)\)")
 
 # The order in which a newcomer reads. A notebook that is not named here comes last in its section.
-WORKFLOW = ["train", "pretrain", "probe", "results", "results_selfsupervised", "change_it"]
+WORKFLOW = ["train", "test", "pretrain", "probe", "results", "results_selfsupervised", "change_it"]
 STUDIES = ["uniformity_tolerance", "audit", "benchmark"]
 
 # Where the pages of earlier versions are now
@@ -35,7 +36,7 @@ MOVED = {
     "00_data": "05_data", "01_mini": "07_mini", "02_features": "08b_log_mel", "08_features": "08c_features", "03_model": "10_networks", "09_encoders": "10_networks",
     "08_augment": "11_augment", "06_evaluation": "12_evaluation", "05_training": "13_training", "10_selfsupervised": "14_pretraining",
     "11_embedding_quality": "16_embedding_quality", "07_results": "18_results", "12_inference": "20_inference", "19_inference": "20_inference",
-    "14_workflow": "21_workflow", "20_workflow": "21_workflow", "api/model": "api/networks", "api/encoders": "api/networks",
+    "14_workflow": "21_workflow", "20_workflow": "21_workflow", "20b_export": "20c_export", "api/model": "api/networks", "api/encoders": "api/networks",
     "api/selfsupervised": "api/pretraining", "api/benchmark": "benchmark",
 }
 
@@ -68,6 +69,7 @@ def relink(text: str, folder: str) -> str:
         inside = found.relative_to(ROOT)
         if inside.parent == Path("nbs") and inside.suffix == ".ipynb": new = inside.name
         elif inside.name in PROJECT_PAGES: new = PROJECT_PAGES[inside.name]
+        elif inside.as_posix() in MADE_PAGES: new = MADE_PAGES[inside.as_posix()]
         elif inside.suffix in (".png", ".svg", ".jpg", ".gif"):
             new = f"_images_of_pages/{inside.name}"
             put(new, found.read_bytes())
@@ -78,6 +80,7 @@ def relink(text: str, folder: str) -> str:
 
 
 SOURCE = ROOT / "_build" / "src"  # where `put` writes
+MADE_PAGES = {"docs/robustness.py": "robustness.md"}  # by what makes them
 PROJECT_PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md", "README.md": "index.ipynb"}
 written: set[Path] = set()
 
@@ -95,16 +98,16 @@ def executed(path: Path):
     "The notebook, with the outputs that were kept if it is one that papermill runs."
     notebook = read_nb(path)
     if (kept := keep_executed.kept(path.stem)) is None: return notebook
-    outputs = {cell.id: cell.outputs for cell in kept.cells if cell.cell_type == "code"}
+    outputs = {cell.id: cell.outputs for cell in read_nb(kept).cells if cell.cell_type == "code"}
     for cell in notebook.cells:
-        if cell.cell_type == "code": cell.outputs = dict2nb({"cells": [{"outputs": outputs.get(cell.id, []), "source": ""}]}).cells[0].outputs
+        if cell.cell_type == "code": cell.outputs = outputs.get(cell.id, [])
     return notebook
 
 
 def origin(path: Path) -> str:
     "How the outputs that were kept came to be; empty for other notebooks."
     if (kept := keep_executed.kept(path.stem)) is None: return ""
-    about = kept.metadata.executed
+    about = nbformat.read(kept, 4).metadata.executed
     made = ", ".join(f"{name} {version}" for name, version in about.versions.items())
     given = ", ".join(f"`{name}={value}`" for name, value in about.parameters.items())
     return f""":::{{note}}
@@ -187,7 +190,7 @@ def table_of_contents() -> str:
     label = lambda name: name if not name[:2].isdigit() else f"{name.split('_')[0]} · {title(name)} <{name}>"
     tree = lambda caption, names: f"```{{toctree}}\n:hidden:\n:caption: {caption}\n\n" + "\n".join(map(label, names)) + "\n```\n"
     parts = [tree(caption, names) for caption, names in sections().items() if names]
-    return "\n".join([*parts, tree("Reference", ["api/index"]), tree("Project", ["contributing", "changelog", f"Repository <{REPOSITORY}>"])])
+    return "\n".join([*parts, tree("Reference", ["api/index"]), tree("Project", ["contributing", "robustness", "changelog", f"Repository <{REPOSITORY}>"])])
 
 
 def title(name: str) -> str:
@@ -233,6 +236,7 @@ def stage():
         if path.stem[0] not in "._": stage_notebook(path)
     stage_api()
     put("explorer.md", explorer.page(ROOT))
+    put("robustness.md", relink(robustness.page(ROOT), "."))
     for page, name in PROJECT_PAGES.items():
         if name.endswith(".md"): put(name, relink((ROOT / page).read_text(encoding="utf-8"), "."))
     for path in SOURCE.rglob("*"):

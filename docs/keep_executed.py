@@ -4,7 +4,7 @@
 kind is copied to docs/executed, without what belongs to the machine (paths, times of cells) and without sound; docs/build.py shows its
 outputs in place of those that the notebook in nbs/ does not have. Nothing is executed here.
 """
-import json, re, sys
+import json, sys
 from pathlib import Path
 
 import nbformat
@@ -26,49 +26,41 @@ def code(notebook: nbformat.NotebookNode) -> dict[str, str]:
     return {cell.id: cell.source for cell in notebook.cells if cell.cell_type == "code" and "injected-parameters" not in cell.metadata.get("tags", [])}
 
 
-def kept(name: str) -> nbformat.NotebookNode | None:
-    "The executed notebook of that name, if there is one."
+def kept(name: str) -> Path | None:
+    "The file of the executed notebook of that name, if there is one."
     path = KEPT / f"{name}.ipynb"
-    return nbformat.read(path, 4) if path.is_file() else None
+    return path if path.is_file() else None
 
 
-def parameters(notebook: nbformat.NotebookNode) -> dict:
-    "The values that papermill gave."
-    return notebook.metadata.get("papermill", {}).get("parameters", {})
-
-
-def without_machine(text: str) -> str:
-    "A text without the folder of this project."
-    return text.replace(f"{ROOT}/", "").replace(str(ROOT), ".")
-
-
-def kept_output(output):
-    "An output as the site shows it; None for sound and for what a kernel complains of."
+def kept_output(output, root: Path):
+    "An output as the site shows it, without the folder of the project; None for sound and for what a kernel complains of."
+    shorter = lambda text: text.replace(f"{root}/", "").replace(str(root), ".")
     if output.output_type == "stream" and output.name == "stderr": return None
-    if "text" in output: output.text = without_machine(output.text)
+    if output.output_type == "execute_result": output.execution_count = None
+    if "text" in output: output.text = shorter(output.text)
     for kind, content in output.get("data", {}).items():
         if "<audio" in content: return None
-        if isinstance(content, str) and not kind.startswith("image/png"): output.data[kind] = without_machine(content)
+        if kind.startswith("text/"): output.data[kind] = shorter(content)
     return output
 
 
-def keep(name: str, folder: Path, run: Path) -> Path:
-    "Copy one executed notebook, which is of that run or of many such; the file it became."
+def keep(name: str, folder: Path, run: Path, root: Path = ROOT) -> Path:
+    "Copy a notebook that was executed in a project's `root`, which is of that run or of many such; the file it became."
     notebook = nbformat.read(folder / f"{name}.ipynb", 4)
     source = nbformat.read(ROOT / "nbs" / f"{name}.ipynb", 4)
     if code(notebook) != code(source):
         raise SystemExit(f"{folder / name}.ipynb was executed from another version of nbs/{name}.ipynb: make it again")
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    given = {key: value for key, value in parameters(notebook).items() if not re.search("_dir$", key)}
+    about = notebook.metadata.papermill
+    given = {key: value for key, value in about.parameters.items() if not key.endswith("_dir")}
     notebook.metadata = {"kernelspec": source.metadata.kernelspec,
                          "executed": {"parameters": given, "versions": config["versions"] | {"mini": config["data"]["version"]},
-                                      "on": notebook.metadata.papermill.start_time[:10]}}
+                                      "on": about.start_time[:10]}}
     for cell in notebook.cells:
         cell.metadata = {"tags": cell.metadata.tags} if cell.metadata.get("tags") else {}
         if cell.cell_type == "code":
             cell.execution_count = None
-            cell.outputs = [output for output in map(kept_output, cell.outputs) if output]
-            for output in cell.outputs: output.pop("execution_count", None), output.get("metadata", {}).clear()
+            cell.outputs = [shown for output in cell.outputs if (shown := kept_output(output, root))]
     KEPT.mkdir(exist_ok=True)
     nbformat.write(notebook, KEPT / f"{name}.ipynb")
     return KEPT / f"{name}.ipynb"

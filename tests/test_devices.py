@@ -65,8 +65,11 @@ def test_outputs_of_all_patches_are_made_without_reading(network):
     made = make_network(network, 20, (100, 96)).to(META)
     if network == "paper_cnn":
         made.for_inference = lambda: made  # folding is done once, before the patches
+    asked = []
+    patches.__class__ = type("Watched", (Patches,), {"__getitem__": lambda self, rows: asked.append(rows.device) or Patches.__getitem__(self, rows)})
     logits, embedding = outputs_of(made, patches, batch_size=10)
     assert logits.shape == (24, 20) and embedding.shape[0] == 24
+    assert asked == [META] * 3
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

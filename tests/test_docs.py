@@ -13,7 +13,7 @@ from nbconvert import HTMLExporter
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
-import build, explorer, make_readme, refresh_notebooks  # noqa: E402
+import build, explorer, make_readme, refresh_notebooks, robustness  # noqa: E402
 
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").glob("*.ipynb") if p.stem[0] not in "._")
 
@@ -35,10 +35,28 @@ def pages(site):
     return {name: path.read_text() for name, path in paths.items() if name.removesuffix(".html") not in build.MOVED}
 
 
-def test_old_addresses_lead_to_pages(site):
+def test_old_addresses_lead_to_pages(site, pages):
     for old, new in build.MOVED.items():
-        target = re.search(r'url=([^"]+)"', (site / f"{old}.html").read_text())[1]
-        assert (site / f"{old}.html").parent.joinpath(target).resolve() == site / f"{new}.html" and (site / f"{new}.html").is_file()
+        page = (site / f"{old}.html").read_text()
+        target = re.search(r'<meta http-equiv="refresh" content="0; url=([^"]+)">', page)[1]
+        assert (site / f"{old}.html").parent.joinpath(target).resolve() == site / f"{new}.html", (old, new)
+        assert f'<a href="{target}">' in page and f"{new}.html" in pages, (old, new)
+
+
+def test_every_notebook_that_was_renamed_has_an_old_address():
+    "As far as Git's history is here."
+    log = subprocess.run(["git", "log", "--no-renames", "--diff-filter=D", "--name-only", "--format=", "--", "nbs/*.ipynb"], cwd=ROOT, capture_output=True, text=True)
+    if log.returncode: pytest.skip("no Git history here")
+    gone = {Path(line).stem for line in log.stdout.split()} - {p.stem for p in NOTEBOOKS}
+    assert gone - set(build.MOVED) == set(), "name them in MOVED of docs/build.py"
+
+
+def test_pages_stand_in_the_order_of_reading(pages):
+    "The overview first; numbered notebooks before the experiments, studies last."
+    order = re.findall(r'<li class="toctree-l1"><a class="reference internal" href="(\w+)\.html"', pages["index.html"])
+    steps = [p.stem for p in NOTEBOOKS if p.stem[0].isdigit()]
+    assert order[:len(steps)] == steps and steps[0] == "00_overview"
+    assert order[len(steps):len(steps) + 6] == ["train", "test", "pretrain", "probe", "results", "results_selfsupervised"]
 
 
 def text_of(page): return html.unescape(re.sub(r"<[^>]+>", "", page))
@@ -153,7 +171,7 @@ def test_figures_say_what_they_show(pages):
         for text in figures:
             assert len(text) > 20 and not re.search(r"[\\$`]|_images|\.png", text), f"{notebook.name}: {text}"
     texts = re.findall(r'<img alt="([^"]*)"', pages["02_losses.html"])
-    assert any("grows with the angle up to π" in text for text in texts), texts
+    assert any("θ^2 rises to π^2" in text for text in texts), texts
 
 
 def test_every_page_has_an_icon_and_a_description_and_leads_to_the_repository(site, pages):
@@ -228,6 +246,24 @@ def test_explorer_has_no_empty_chart(tmp_path):
             assert rows.reindex(columns=["published", "mean"]).notna().any(axis=None), subset
 
 
+def test_what_was_tried_is_counted_from_the_file(tmp_path):
+    folder = tmp_path / "figures" / "robustness"
+    folder.mkdir(parents=True)
+    lines = ["what,seed,n,right,refused,wrong,promise,date,versions", '"audio, damaged",7,1300,300,999,1,It is read | refused.,2026-11-26,python 3']
+    (folder / "tried.csv").write_text("\n".join([*lines, "kills,7,20,20,0,0,The same.,2026-11-26,python 3\n"]))
+    page = robustness.page(tmp_path)
+    assert "**1,320 tries, 1 wrong**, on 2026-11-26 with the seed 7: python 3." in page
+    assert "| audio, damaged | It is read \\| refused. | 1,300 | 300 | 999 | 1 |\n| kills | The same. | 20 | 20 | 0 | 0 |" in page
+
+
+def test_what_was_tried_has_a_page(pages):
+    tried = pd.read_csv(ROOT / "figures" / "robustness" / "tried.csv")
+    assert (tried.n == tried.right + tried.refused + tried.wrong).all() and tried.seed.nunique() == 1
+    text = text_of(pages["robustness.html"])
+    assert f"{tried.n.sum():,} tries" in text and all(what in text for what in tried.what)
+    assert 'href="robustness.html"' in pages["contributing.html"]
+
+
 def test_links_lead_where_they_should():
     text = "[a](02_losses.ipynb#acl) [b](nbs/02_losses.ipynb) [c](../LICENSE) [d](https://zenodo.org) [e](#here) ![badge](https://example.org/b.svg) [f](../CONTRIBUTING.md)"
     site = build.relink(text, "nbs")
@@ -237,7 +273,9 @@ def test_links_lead_where_they_should():
 def test_readme_is_made_from_the_index():
     made, pictures = make_readme.readme()
     assert made == (ROOT / "README.md").read_text(), "README.md is not what nbs/index.ipynb gives: make readme"
-    for name, content in pictures.items(): assert (ROOT / name).read_bytes() == content
+    for name, content in (pictures | make_readme.drawings()).items(): assert (ROOT / name).read_bytes() == content, f"{name}: make readme"
+    assert set(make_readme.drawings()) == {f"figures/overview/{p.name}" for p in (ROOT / "figures" / "overview").iterdir()}
+    assert all(f"]({name})" in made for name in make_readme.drawings())
     for link in re.findall(r"\]\(([\w./-]+\.(?:ipynb|md|csv|png|svg))", made): assert (ROOT / link).exists(), link
 
 

@@ -19,7 +19,8 @@ SETTINGS = settings["DEFAULT"]
 ASKED_FOR = {"jupyterlab", "ipykernel", "ipywidgets"}  # imported by notebooks or by nothing here: what a reader opens the notebooks with
 FOR_PANDAS = {"tabulate"}  # DataFrame.to_markdown
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "pytorch_metric_learning": "pytorch-metric-learning"}  # where it has another name than what is imported
-EXTRAS = {"workflow", "metric"}  # of which a module imports something
+EXTRAS = {"workflow", "metric", "export"}  # of which a module imports something
+FOR_EXPORT = {"onnxruntime"}  # what runs an exported model
 
 
 def names(line):
@@ -41,7 +42,7 @@ def test_a_plain_install_is_what_the_package_imports_and_what_opens_notebooks():
     """But for what the extras bring: Snakemake, which acl_reproduce imports when it is run, and the library that acl_paper.metric_learning is for."""
     needed = set().union(*(imported(path) for path in (ROOT / "acl_paper").glob("*.py")))
     optional = set().union(*(names(SETTINGS[f"{extra}_requirements"]) for extra in EXTRAS))
-    assert needed >= optional
+    assert needed | FOR_EXPORT >= optional
     assert names(SETTINGS["requirements"]) == needed - optional | ASKED_FOR | FOR_PANDAS
 
 

@@ -1,7 +1,6 @@
 """The console command acl_mini, which needs processes of its own."""
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -76,17 +75,44 @@ def test_foreign_folder_is_left_alone(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
-def test_stopped_midway_leaves_nothing_under_the_name(tmp_path, stop):
-    process = subprocess.Popen([COMMAND, "--dest", tmp_path / "mini"], cwd=tmp_path, start_new_session=True,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def start(folder, *arguments):
+    """The command in a session of its own, once it has written some clips."""
+    process = subprocess.Popen([COMMAND, "--dest", folder / "mini", *arguments], cwd=folder, start_new_session=True,
+                               text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    before = set(folder.glob("mini.*.part"))
     deadline = time.monotonic() + 120
-    while len(list(tmp_path.glob("mini.*.part/*/*.wav"))) < 20:
+    while not any(len(list(part.glob("*/*.wav"))) >= 20 for part in set(folder.glob("mini.*.part")) - before):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
+    return process
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
+def test_stopped_midway_leaves_nothing_under_the_name(tmp_path, stop):
+    process = start(tmp_path)
     os.killpg(process.pid, stop)
-    assert process.wait(timeout=60) != 0
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode != 0
     assert not (tmp_path / "mini").exists()
-    parts = list(tmp_path.glob("mini.*.part"))
-    if stop == signal.SIGINT: assert parts == []
-    for part in parts: shutil.rmtree(part)
+    if stop == signal.SIGINT:
+        assert list(tmp_path.iterdir()) == [] and told.strip() == "acl_mini: stopped."
+
+
+def test_leftovers_of_the_killed_are_swept_and_those_of_the_living_are_not(tmp_path):
+    killed = start(tmp_path)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    of_killed = set(tmp_path.iterdir())
+    (tmp_path / "mini.0123abcd.part").mkdir()  # as an earlier version left it, two days ago
+    os.utime(tmp_path / "mini.0123abcd.part", (time.time() - 172_800,) * 2)
+    (tmp_path / "minimal.0123abcd.part").mkdir()  # of another set, and of somebody else
+    (tmp_path / "mini.notes.part").mkdir()
+    living = start(tmp_path)
+    of_living = {path for path in tmp_path.glob("mini.????????.*") if path not in of_killed}
+    assert of_killed and not of_killed & set(tmp_path.iterdir()) and len(of_living) == 2
+    other = start(tmp_path)
+    assert of_living < set(tmp_path.iterdir())
+    for process in (living, other):
+        os.killpg(process.pid, signal.SIGINT)
+        process.communicate(timeout=60)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mini.notes.part", "minimal.0123abcd.part"]

@@ -210,6 +210,22 @@ def test_training_on_colab_gives_papermill_what_train_has():
 EXPERIMENTS = [path for path in NOTEBOOKS if is_skipped(path)]
 
 
+def lines_of_code(text):
+    """How many lines of a cell hold code: not docstrings, empty lines, or what nbdev reads."""
+    lines = [line for line in text.splitlines() if not line.startswith("#|")]
+    documented = set()
+    for node in ast.walk(ast.parse("\n".join(lines))):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
+            documented |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    return sum(bool(line.strip()) and i not in documented for i, line in enumerate(lines, 1))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_exported_cells_fit_a_screen(path):
+    exported = [cell for cell in cells(path) if source(cell).startswith("#| export")]
+    assert {cell["id"]: n for cell in exported if (n := lines_of_code(source(cell))) > 30} == {}
+
+
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=[path.name for path in EXPERIMENTS])
 def test_experiments_open_with_their_title(path):
     """And every line of them is whole on a screen of 1,440 pixels."""

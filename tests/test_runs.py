@@ -9,12 +9,15 @@ import textwrap
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import safetensors.torch
+import soundfile
 import torch
 from helpers import ROOT, command, environment, make_data_set, run
 
+from acl_paper.console import DatasetError
 from acl_paper.pretraining import PretrainConfig
 from acl_paper.probing import ProbeConfig
 from acl_paper.results import collect_runs
@@ -70,6 +73,30 @@ def test_runs_of_the_first_edition_count_as_finished(tmp_path):
     assert differences(folder, {"settings": {"epochs": 40}}) == ["epochs was 2, is 40"]
     assert differences(FIRST_EDITION / "pretraining", {"settings": {"alpha": 0.3, "temperature": 0.2, "epochs": 2}}) == []
     assert differences(FIRST_EDITION / "probe", {"settings": {"task": "linear", "epochs": 3}, "pretrained": {"alpha": 0.3, "epochs": 2}}) == []
+
+
+@pytest.mark.parametrize("kind", ["training", "probe"])
+@pytest.mark.parametrize(("name", "content"), [("config.json", b""), ("config.json", b"[" * 100_000), ("metrics.json", b"[" * 100_000), ("history.csv", b""),
+                                               ("model.safetensors", b"half"), ("model.safetensors", bytes(1000))])
+def test_a_damaged_run_is_named_in_one_line(tmp_path, kind, name, content):
+    folder = shutil.copytree(FIRST_EDITION / kind, tmp_path / "run")
+    (folder / name).write_bytes(content)
+    soundfile.write(tmp_path / "a.wav", np.zeros(100_000), 44_100)
+    done = run(command("acl_predict", tmp_path / "a.wav", "--run", folder))
+    assert done.returncode != 0 and str(folder / name) in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert differences(folder, {"settings": {}}) == [] or name in ("config.json", "metrics.json")
+
+
+def test_a_run_that_a_power_cut_left_empty_does_not_keep_the_table_from_the_others(tmp_path):
+    """It counts as unfinished; settings that cannot be read are named, since they may be of any run."""
+    whole, cut = (shutil.copytree(FIRST_EDITION / "training", tmp_path / "mini" / "noisy_small" / "alpha=0.5" / f"seed={seed}") for seed in (0, 1))
+    (cut / "metrics.json").write_bytes(b"")
+    assert collect_runs(tmp_path, "mini").folder.tolist() == [whole]
+    assert differences(cut, {"settings": {}})[0].startswith("it is damaged")
+    shutil.copy(whole / "metrics.json", cut)
+    (cut / "config.json").write_bytes(b"{")
+    with pytest.raises(DatasetError, match="seed=1/config.json is damaged"):
+        collect_runs(tmp_path, "mini")
 
 
 PROGRAM = textwrap.dedent("""

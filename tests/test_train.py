@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -17,17 +18,20 @@ from acl_paper.data import load_clips
 from acl_paper.evaluation import evaluate
 from acl_paper.runs import load_predictions, load_run
 from acl_paper.features import FeatureConfig, open_feature_store
-from acl_paper.mini import MiniConfig, make_mini
+from acl_paper.mini import MINI_VERSION, MiniConfig, make_mini
 from acl_paper.training import TrainConfig
 from acl_paper.patches import make_split
+
+sys.path.insert(0, str(ROOT / "docs"))
+import build, keep_executed  # noqa: E402
 
 FILES = {"README.md", "config.json", "history.csv", "model.safetensors", "predictions.csv", "embeddings.npy", "metrics.json",
          "learning_curves.png", "learning_curves.svg", "confusion.png", "confusion.svg"}
 
 
-def papermill(out, *arguments, cwd=ROOT):
+def papermill(out, *arguments, cwd=ROOT, notebook="train"):
     """The command as it is typed in the repository's root."""
-    return run([*command("papermill", "nbs/train.ipynb", out, *arguments), "--no-progress-bar", "--log-output"], cwd=cwd)
+    return run([*command("papermill", f"nbs/{notebook}.ipynb", out, *arguments), "--no-progress-bar", "--log-output"], cwd=cwd)
 
 
 def places(folder):
@@ -141,6 +145,40 @@ def test_what_the_notebook_shows(finished):
     metrics = json.loads(finished.first["metrics.json"])
     accuracy = f"{100 * metrics['accuracy']:.1f} % [{100 * metrics['accuracy_low']:.1f}, {100 * metrics['accuracy_high']:.1f}] (n = 40)"
     assert f"clip accuracy {accuracy} on mini (synthetic)" in texts[-1] and str(finished.folder) in texts[-1]
+
+
+def test_a_run_is_tested_again(finished, repository, mini, tmp_path):
+    """By its notebook and by the command: the predictions are those after training, on the same clips."""
+    done = papermill(tmp_path / "out.ipynb", "-p", "run", finished.folder, "-r", "data_dir", mini, "-r", "out_dir", tmp_path / "notebook", cwd=repository, notebook="test")
+    assert done.returncode == 0, done.stderr
+    asked = run(command("acl_test", finished.folder, "--data", mini, "--out", tmp_path / "command"))
+    assert asked.returncode == 0, asked.stderr
+    metrics = json.loads((finished.folder / "metrics.json").read_text())
+    for how in ("notebook", "command"):
+        pd.testing.assert_frame_equal(load_predictions(tmp_path / how), load_predictions(finished.folder), atol=1e-4)
+        numbers = json.loads((tmp_path / how / "metrics.json").read_text())
+        for name in ("accuracy", "accuracy_low", "n_test_clips", "macro_accuracy", "patch_weighted_micro_accuracy"):
+            assert numbers[name] == pytest.approx(metrics[name]), name
+    assert (tmp_path / "notebook" / "confusion.png").is_file()
+
+
+def test_an_executed_notebook_is_kept_for_the_site(finished, repository, tmp_path, monkeypatch):
+    """Its outputs stand in the page, with how they came to be; no sound, no path of this machine. Another version's are refused."""
+    monkeypatch.setattr(keep_executed, "KEPT", tmp_path / "kept")
+    folder = shutil.copytree(finished.folder, tmp_path / "run")
+    shutil.copy(finished.notebook, folder / "train.ipynb")
+    kept = keep_executed.keep("train", folder, folder, repository).read_text()
+    assert "<audio" not in kept and str(repository) not in kept
+    page = build.site_notebook(ROOT / "nbs" / "train.ipynb")
+    shown = json.dumps([cell.get("outputs", []) for cell in page.cells])
+    assert "clip accuracy" in shown and "image/png" in shown and "audio" not in shown
+    origin = build.origin(ROOT / "nbs" / "train.ipynb")
+    assert "synthetic mini data set" in origin and "`alpha=0.3`" in origin and f"mini {MINI_VERSION}" in origin and "runs_dir" not in origin
+    notebook = nbformat.read(folder / "train.ipynb", 4)
+    notebook.cells[-2].source += " # another"
+    nbformat.write(notebook, folder / "train.ipynb")
+    with pytest.raises(SystemExit, match="executed from another version"):
+        keep_executed.keep("train", folder, folder)
 
 
 def test_progress_in_the_log(finished):
