@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from fastcore.script import call_parse
 
-from acl_paper.console import project_root
+from acl_paper.console import command, make_folder, project_root, write_atomically
 from acl_paper.data import DatasetLocation, load_clips, locate_dataset
 from acl_paper.evaluation import accuracy, evaluate
 from acl_paper.features import FeatureStore, feature_store
 from acl_paper.mini import MINI_VERSION
 from acl_paper.patches import make_split
 from acl_paper.training import TrainConfig, fit
+from benchmarks.tables import rows_on_mini
 
 BASELINE = project_root() / "figures/mini_difficulty/baseline.csv"
 COLUMNS = ["seed", "subset", "accuracy", "n", "mini_version"]
@@ -35,7 +35,7 @@ def baseline_row(location: DatasetLocation, store: FeatureStore, config: TrainCo
     return dict(zip(COLUMNS, [config.seed, config.subset, result.value, result.n, MINI_VERSION]))
 
 
-@call_parse
+@command
 def main(data_dir: str = None,  # folder of the mini data set; made on first use
          features_dir: str = None,  # folder of the feature stores
          subsets: str = "clean all noisy noisy_small",  # which of the four
@@ -48,10 +48,8 @@ def main(data_dir: str = None,  # folder of the mini data set; made on first use
     location = locate_dataset("mini", data_dir)
     store = feature_store(location, features_dir=features_dir)
     path = Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = []
-    if path.is_file():
-        rows = pd.read_csv(path).query("mini_version == @MINI_VERSION").to_dict("records")
+    make_folder(path.parent, "the rows")
+    rows = rows_on_mini(path)
     for seed in range(seeds):
         for subset in subsets.split():
             if (seed, subset) in {(row["seed"], row["subset"]) for row in rows}:
@@ -59,6 +57,6 @@ def main(data_dir: str = None,  # folder of the mini data set; made on first use
             config = TrainConfig(alpha=1.0, subset=subset, seed=seed, epochs=epochs)
             rows.append(baseline_row(location, store, config))
             table = pd.DataFrame(rows).sort_values(["subset", "seed"])
-            table.to_csv(path, index=False, float_format="%.4f")
+            write_atomically(path, table.to_csv(index=False, float_format="%.4f"))
     accuracies = pd.DataFrame(rows).groupby("subset")["accuracy"]
     print(accuracies.agg(["mean", "std", "count"]).round(3).to_string())

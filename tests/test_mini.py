@@ -33,11 +33,11 @@ def test_makes_the_whole_set(made):
     project, done = made
     root = project / "data" / "mini"
     assert f"is in {root}" in done.stdout and "synthetic" in done.stdout
-    assert "1200/1200 clips" in done.stdout
+    assert "1280/1280 clips" in done.stdout
     clips = load_clips(root)
-    assert dataset_summary(clips).drop_duplicates().values.tolist() == [[48, 12, 36, 8, 12]]
+    assert dataset_summary(clips).drop_duplicates().values.tolist() == [[52, 8, 44, 12, 12]]
     assert missing_audio(root, clips) == []
-    assert len(list(root.glob("*/*.wav"))) == 1200
+    assert len(list(root.glob("*/*.wav"))) == 1280
     description = json.loads((root / "dataset.json").read_text())
     assert (description["name"], description["synthetic"], description["seed"], description["version"]) == ("mini", True, 0, MINI_VERSION)
     assert [p.name for p in root.parent.iterdir()] == ["mini"]

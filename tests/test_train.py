@@ -48,7 +48,7 @@ def text_of(output):
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory):
-    """A copy of the repository whose mini data set is there already, with 360 clips instead of 1,200; 160 in noisy_small."""
+    """A copy of the repository whose mini data set is there already, with 360 clips instead of 1,280; 160 in noisy_small."""
     copy = copy_of_repository(tmp_path_factory.mktemp("train"))
     make_mini(copy / "data" / "mini", MiniConfig(clean_per_class=4, noisy_per_class=12, noisy_small_per_class=8, test_per_class=2), n_jobs=1)
     return copy
