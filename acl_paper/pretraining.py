@@ -41,7 +41,7 @@ from . import evaluation
 from .augment import AugmentConfig, two_views
 from .console import DatasetError, Progress, load_object
 from .download import find_published
-from .evaluation import Run, autocast, choose_device, clip_outputs, outputs_of, tuned
+from .evaluation import Run, autocast, choose_device, clip_outputs, lean, outputs_of, tuned
 from .features import SSL_FEATURES
 from .losses import RELEASED_CONSTANT_OF_VIEWS, AngularContrastiveLoss, InfoNCE, check_alpha, check_setting
 from .patches import ClipFrames, ClipSplit, InputScale, Patches, check_settings, fit_input_scale, grid_patches
@@ -224,8 +224,9 @@ def sgd_of(config: object, parameters: list) -> torch.optim.Optimizer:
     """
     if config.optimiser != "sgd":
         return load_object(config.optimiser)(parameters)
-    return torch.optim.SGD(parameters, lr=config.learning_rate, momentum=config.momentum,
-                           weight_decay=config.weight_decay, fused=True)
+    sgd = lean(torch.optim.SGD)
+    return sgd(parameters, lr=config.learning_rate, momentum=config.momentum,
+               weight_decay=config.weight_decay, fused=True)
 
 
 def milestones_of(config: object, optimiser: torch.optim.Optimizer) -> MultiStepLR:

@@ -54,20 +54,20 @@ def figure_html(path: Path, caption: str) -> str:
 
 # %% ../nbs/18b_report.ipynb #da4a2334
 def what_was_run(sources: dict) -> str:
-    "A list of the runs, their settings, the machine and the versions, from sources.json."
+    "A list of the runs, their settings, the machines and the versions, from sources.json."
     runs = sources.get("runs") or sources.get("probes")
     configuration = sources["configuration"]
     sections = ("settings", "training", "probe", "pretrained")  # the middle two are those of version 0.1.0
     settings = {name: value for section in sections for name, value in configuration.get(section, {}).items()
                 if isinstance(value, (int, float, str)) and name not in ("alpha", "seed", "subset")}
-    machine = configuration.get("machine") or {}
-    versions = " | ".join(f"with {', '.join(f'{name} {v}' for name, v in json.loads(each).items())}"
+    machines = sources.get("machines", {})
+    versions = " | ".join(", ".join(f"{name} {v}" for name, v in json.loads(each).items())
                           for each in sources["versions"])
     facts = {
         f"{len(runs)} runs": ", ".join(runs),
         "Settings of the first": ", ".join(f"{name} {value}" for name, value in settings.items()),
-        "Machine of the first": ", ".join(f"{name} {value}" for name, value in machine.items()),
-        "Trained": versions,
+        "Trained on": ", ".join(f"{name} ({n_runs} runs)" for name, n_runs in machines.items()),
+        "Trained with": versions,
         "Tables made with": ", ".join(f"{name} {value}" for name, value in sources["made_with"].items()),
     }
     rows = (f"<dt>{name}</dt><dd>{html.escape(text)}</dd>" for name, text in facts.items() if text)

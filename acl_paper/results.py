@@ -733,11 +733,13 @@ def save_printable(folder: str | Path, name: str, table: pd.DataFrame, caption: 
 
 
 def save_sources(path: str | Path, runs: pd.DataFrame, runs_dir: str | Path) -> None:
-    "Write as JSON which run folders, settings and versions a table was made from."
+    "Write as JSON which run folders, settings, machines and versions a table was made from."
+    devices = runs.config.map(lambda config: config.get("machine", {}).get("device", "unknown"))
     sources = {
         "dataset": runs.dataset[0],
         "synthetic": bool(runs.synthetic.any()),
         "runs": [str(folder.relative_to(runs_dir)) for folder in runs.folder],
+        "machines": devices.value_counts().to_dict(),
         "configuration": runs.config[0],
         "versions": sorted({json.dumps(config["versions"], sort_keys=True) for config in runs.config}),
         "made_with": software_versions(),

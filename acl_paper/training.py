@@ -31,7 +31,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 # %% ../nbs/13_training.ipynb #3734a027
 from .console import Progress, hold_lock, load_object, make_folder, warn_once, write_atomically
-from .evaluation import CudaRecording, Run, autocast, choose_device, outputs_of, step_schedule, tuned
+from .evaluation import CudaRecording, Run, autocast, choose_device, lean, outputs_of, step_schedule, tuned
 from .losses import AngularContrastiveLoss, LossTerms, check_alpha, check_setting, pairwise_angles
 from .networks import check_network_name, make_network, placed
 from .patches import Patches, Split, SplitConfig, check_settings
@@ -271,8 +271,8 @@ def optimiser_of(config: TrainConfig, parameters: Iterable, device: torch.device
         return load_object(config.optimiser)(parameters)
     on_gpu = device.type == "cuda"
     rate = torch.tensor(config.learning_rate, device=device) if on_gpu else config.learning_rate
-    return torch.optim.Adam(parameters, lr=rate, weight_decay=config.weight_decay, fused=True,
-                            capturable=on_gpu)
+    adam = lean(torch.optim.Adam)
+    return adam(parameters, lr=rate, weight_decay=config.weight_decay, fused=True, capturable=on_gpu)
 
 # %% ../nbs/13_training.ipynb #627241cd
 def first_step(split: Split, config: TrainConfig = TrainConfig(), *, network: Callable | None = None,

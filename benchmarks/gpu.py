@@ -163,7 +163,8 @@ def run_part(part: Part, deadline: float, device: str) -> dict:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    told = {"command": shlex.join(part.words), "seconds": round(time.monotonic() - start, 1)}
+    command = shlex.join([Path(part.words[0]).name, *part.words[1:]])
+    told = {"command": command, "seconds": round(time.monotonic() - start, 1)}
     return told | ({"error": error} if error else {"result": part.result()})
 
 

@@ -164,7 +164,7 @@ def some_patches(patches: Patches, n_patches: int) -> Patches:
 
 
 def prepare_training(
-    way: str, data_dir: str, store_path: str, n_steps: int | None, validate: bool, device: str
+    way: str, data_dir: str, store_path: str, n_steps: int, validate: bool, device: str
 ) -> Callable:
     """A turn trains `n_steps` steps of 64 patches of the subset `all`.
 
@@ -176,8 +176,8 @@ def prepare_training(
         Folder of the data set.
     store_path : str
         Its feature store.
-    n_steps : int or None
-        None for an epoch; the reference way does 20 at most.
+    n_steps : int
+        The reference way does 20 at most.
     validate : bool
         With as much validation as belongs to so many steps, or with two patches only.
     device : str
@@ -192,7 +192,6 @@ def prepare_training(
     store = open_feature_store(store_path)
     config = TrainConfig(subset="all", epochs=2, precision="float32" if way == "reference" else way)
     split = make_split(store, clips, config)
-    n_steps = n_steps or len(split.train) // 64
     if way == "reference":
         n_steps = min(n_steps, 20)
     n_validation = 2
