@@ -86,7 +86,12 @@ report: $(READY)
 gpu: $(READY)-workflow
 	@PATH="$(BIN):$$PATH" python -m benchmarks.gpu $(call option,device,DEVICE) $(call option,out,OUT) $(if $(QUICK),--quick)
 
-docs: $(READY)-docs
+# What runs a model on the page "Try it", from npm; where it cannot be had the site is built all the same, and that page says what is missing.
+RUNTIME := _build/onnxruntime-web/node_modules/onnxruntime-web/package.json
+$(RUNTIME):
+	-npm install --no-save --ignore-scripts --no-audit --no-fund --prefix _build/onnxruntime-web onnxruntime-web@1.30.0
+
+docs: $(READY)-docs $(RUNTIME)
 	"$(BIN)/python" docs/build.py
 
 notebooks: $(READY)-test

@@ -19,6 +19,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 import explorer
 import keep_executed
 import robustness
+import try_it
 from acl_paper import mini
 
 settings = ConfigParser(delimiters=["="], interpolation=None)
@@ -52,7 +53,7 @@ def sections() -> dict[str, list[str]]:
     ranked = lambda chosen, order: sorted(chosen, key=lambda n: order.index(n) if n in order else len(order))
     steps = [n for n in names if n[:2].isdigit()]
     return {"The paper, step by step": steps,
-            "Run it": ranked([n for n in names if n in WORKFLOW], WORKFLOW) + ["explorer"],
+            "Run it": ranked([n for n in names if n in WORKFLOW], WORKFLOW) + ["explorer", "try_it"],
             "Studies": ranked([n for n in names if n not in WORKFLOW + steps], STUDIES)}
 
 
@@ -80,7 +81,7 @@ def relink(text: str, folder: str) -> str:
 
 
 SOURCE = ROOT / "_build" / "src"  # where `put` writes
-MADE_PAGES = {"docs/robustness.py": "robustness.md"}  # by what makes them
+MADE_PAGES = {"docs/robustness.py": "robustness.md", "docs/try_it.py": "try_it.md"}  # by what makes them
 PROJECT_PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md", "README.md": "index.ipynb"}
 written: set[Path] = set()
 
@@ -236,6 +237,8 @@ def stage():
         if path.stem[0] not in "._": stage_notebook(path)
     stage_api()
     put("explorer.md", explorer.page(ROOT))
+    put("try_it.md", try_it.PAGE)
+    for name, content in try_it.files(ROOT).items(): put(f"extra/{name}", content)
     put("robustness.md", relink(robustness.page(ROOT), "."))
     for page, name in PROJECT_PAGES.items():
         if name.endswith(".md"): put(name, relink((ROOT / page).read_text(encoding="utf-8"), "."))

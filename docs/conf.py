@@ -66,6 +66,11 @@ mathjax_path = "tex-svg.js"
 mathjax3_config = {"svg": {"fontCache": "global"}, "options": {"enableMenu": False}}
 
 
+# What runs a model on the page "Try it": onnxruntime-web, from npm (Makefile); without it that page says what is missing
+RUNTIME = ROOT / "_build" / "onnxruntime-web" / "node_modules" / "onnxruntime-web" / "dist"
+RUNTIME_FILES = ["ort.wasm.min.js", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"]
+
+
 def copy_scripts(app):
     "The scripts that come from packages, into the site."
     import bokeh
@@ -73,6 +78,9 @@ def copy_scripts(app):
     static.mkdir(parents=True, exist_ok=True)
     for script in (MATHJAX, scripts / "bokeh.min.js", scripts / "bokeh-widgets.min.js"):
         (static / script.name).write_bytes(script.read_bytes())
+    if RUNTIME.exists():
+        (static / "onnxruntime-web").mkdir(exist_ok=True)
+        for name in RUNTIME_FILES: (static / "onnxruntime-web" / name).write_bytes((RUNTIME / name).read_bytes())
 
 
 def escape_docstring(app, what, name, obj, options, lines):

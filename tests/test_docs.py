@@ -1,5 +1,5 @@
 """The site: built from the notebooks without warnings, with nothing in it that a browser would fetch from elsewhere."""
-import html, itertools, json, re, subprocess, sys
+import html, io, itertools, json, re, subprocess, sys
 from collections import Counter
 from pathlib import Path
 
@@ -13,7 +13,9 @@ from nbconvert import HTMLExporter
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
-import build, explorer, make_readme, refresh_notebooks, robustness  # noqa: E402
+import build, explorer, make_readme, refresh_notebooks, robustness, try_it  # noqa: E402
+from acl_paper import inference, mini  # noqa: E402
+from acl_paper.log_mel import FeatureConfig, clip_log_mel  # noqa: E402
 
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").glob("*.ipynb") if p.stem[0] not in "._")
 
@@ -244,6 +246,30 @@ def test_explorer_has_no_empty_chart(tmp_path):
     for table in explorer.load(ROOT):
         for subset, rows in table.groupby("subset"):
             assert rows.reindex(columns=["published", "mean"]).notna().any(axis=None), subset
+
+
+def test_what_the_page_to_try_a_model_asks_for_is_there(site, pages):
+    script = (site / "_static" / "try_it.js").read_text()
+    parts = set(re.findall(r'(?:part|say)\("(\w+)"', script))
+    assert len(parts) > 10 and [part for part in parts if f'id="try-{part}"' not in pages["try_it.html"]] == []
+    files = re.findall(r'"(demo/[\w.]+)"', script)
+    assert sorted(files) == sorted(try_it.files(ROOT)) and all((site / file).is_file() for file in files)
+    known = dict(re.findall(r"(SILENT_BELOW|MOST_TIMES) = ([\w-]+)", script))
+    assert float(known["SILENT_BELOW"]) == inference.SILENT_BELOW and int(known["MOST_TIMES"]) == inference.MOST_TIMES
+    runtime = site / "_static" / "onnxruntime-web"
+    assert not runtime.exists() or {"ort.wasm.min.js", "ort-wasm-simd-threaded.wasm"} <= {path.name for path in runtime.iterdir()}
+
+
+def test_the_model_of_that_page_is_one_of_today():
+    "Of the classes of the mini data set, with the features of today."
+    onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
+    files = try_it.files(ROOT)
+    session = onnxruntime.InferenceSession(files["demo/mini.onnx"], providers=["CPUExecutionProvider"])
+    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == sorted(mini.MINI_CLASSES), "python docs/make_demo_model.py"
+    sound, _ = soundfile.read(io.BytesIO(files["demo/example.wav"]), dtype="float32")
+    frames, = session.run(["log_mel"], {"waveform": sound[None]})
+    np.testing.assert_allclose(frames[0], clip_log_mel(sound, FeatureConfig()), atol=1e-4, err_msg="python docs/make_demo_model.py")
+    assert len(files["demo/mini.onnx"]) < 4e6
 
 
 def test_what_was_tried_is_counted_from_the_file(tmp_path):

@@ -20,3 +20,8 @@ function reachScrolling() {
   }
 }
 for (const change of ["load", "resize", "toggle"]) addEventListener(change, reachScrolling, true);
+
+// The arrow keys move within a sound that is played, and do not turn to another page.
+addEventListener("DOMContentLoaded", () => {
+  for (const player of document.querySelectorAll("audio")) player.addEventListener("keydown", event => event.stopPropagation());
+});

@@ -22,12 +22,12 @@ def chromium(tmp_path):
     if not browser or not driver: pytest.skip("needs chromium and chromedriver (Debian: apt-get install chromium chromium-driver)")
     opened = []
 
-    def open_browser(width=1280, height=900, *, dark=False, javascript=True):
+    def open_browser(width=1280, height=900, *, dark=False, javascript=True, arguments=()):
         options = webdriver.ChromeOptions()
         options.binary_location = browser
         for argument in ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
                          "--disable-component-update", "--disable-sync", "--hide-scrollbars", "--force-device-scale-factor=1",
-                         f"--user-data-dir={tmp_path}/chromium{len(opened)}", f"--window-size={max(width, 500)},{height}"): options.add_argument(argument)
+                         f"--user-data-dir={tmp_path}/chromium{len(opened)}", f"--window-size={max(width, 500)},{height}", *arguments): options.add_argument(argument)
         options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
         if not javascript: options.add_experimental_option("prefs", {"profile.managed_default_content_settings.javascript": 2})
         opened.append(page := webdriver.Chrome(options=options, service=Service(driver)))
