@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SUBSETS', 'AUDIO_FOLDERS', 'CLIP_TABLES', 'WAYS_IN', 'OWN_COLUMNS', 'AUDIO_SUFFIXES', 'TEST_SHARE', 'TEST_SEED',
-           'COLUMNS', 'DEFAULT_FOLDER', 'FSDNOISY18K_COUNTS', 'GENERATED', 'one_spelling', 'fold_names', 'load_clips',
-           'class_names', 'audio_path', 'missing_audio', 'subset_names', 'select_subset', 'usual_subset',
-           'dataset_summary', 'table_fingerprint', 'split_clips', 'is_fsdnoisy18k', 'find_fsdnoisy18k',
-           'read_description', 'DatasetLocation', 'locate_dataset']
+           'COLUMNS', 'DEFAULT_FOLDER', 'FSDNOISY18K_COUNTS', 'GENERATED', 'one_spelling', 'clip_paths', 'fold_names',
+           'load_clips', 'complete_table', 'class_names', 'audio_path', 'missing_audio', 'subset_names',
+           'select_subset', 'usual_subset', 'dataset_summary', 'table_fingerprint', 'split_clips', 'is_fsdnoisy18k',
+           'find_fsdnoisy18k', 'read_description', 'DatasetLocation', 'locate_dataset']
 
 # %% ../nbs/05_data.ipynb #cbf0003a
 import functools
@@ -75,8 +75,21 @@ def one_spelling(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 # %% ../nbs/05_data.ipynb #86a4666d
-def _clip_paths(column: pd.Series, path: Path) -> pd.Series:
-    "Paths of clips from a folder on, each of them once and none leading out of that folder."
+def clip_paths(column: pd.Series, path: Path) -> pd.Series:
+    """Paths of clips from a folder on, each of them once and none leading out of that folder.
+
+    Parameters
+    ----------
+    column : pandas.Series
+        As the table has them; the index is the line number.
+    path : Path
+        Of the table, for the message.
+
+    Raises
+    ------
+    DatasetError
+        naming the line.
+    """
     names = column.str.strip().str.replace("\\", "/")
     for line, name in names.items():
         if name.startswith("/") or name[1:2] == ":" or ".." in name.split("/"):
@@ -107,7 +120,7 @@ def _read_fsdnoisy18k(root: Path) -> pd.DataFrame:
         if not (root / name).is_file():
             raise _layout_error(root, f"{name} is missing")
         table = read_columns(root / name, columns, len(columns), filled=columns[:2])
-        table["fname"] = _clip_paths(table["fname"], root / name)
+        table["fname"] = clip_paths(table["fname"], root / name)
         for flag in columns[3:]:
             table[flag] = _checked(table[flag], ("0", "1"), root / name) == "1"
         tables.append(table.assign(split=split, path=f"{AUDIO_FOLDERS[split]}/" + table["fname"]))
@@ -123,7 +136,7 @@ def _read_own_table(path: Path) -> pd.DataFrame:
     table = read_columns(path, OWN_COLUMNS, 2, filled=("path", "label", "split", "group"))
     for name in table.columns.drop("label"):
         table[name] = table[name].str.strip()
-    table["path"] = _clip_paths(table["path"], path)
+    table["path"] = clip_paths(table["path"], path)
     if "subset" in table:
         _check_subset_names(table, path)
     if "split" in table:
@@ -267,12 +280,28 @@ def load_clips(root: str | Path, *, test_fold: str = "") -> pd.DataFrame:
         clips = _read_fsdnoisy18k(root)
     else:
         clips = _read_class_folders(root)
-    if test_fold:
-        clips = _with_test_fold(clips, test_fold, root)
-    clips = _with_names_on_disk(_complete(clips.reset_index(drop=True), root), root)
-    return clips[[name for name in COLUMNS if name in clips]]
+    return complete_table(clips, root, test_fold=test_fold)
 
 # %% ../nbs/05_data.ipynb #81391531
+def complete_table(clips: pd.DataFrame, root: Path, *, test_fold: str = "") -> pd.DataFrame:
+    """What `load_clips` returns, from a table with at least path, fname and label.
+
+    Parameters
+    ----------
+    clips : pandas.DataFrame
+        As a table has them. Test clips are drawn where none are marked.
+    root : Path
+        The data set's folder.
+    test_fold : str, default ""
+        As for `load_clips`.
+    """
+    clips = clips.reset_index(drop=True)
+    if test_fold:
+        clips = _with_test_fold(clips, test_fold, root)
+    clips = _with_names_on_disk(_complete(clips, root), root)
+    return clips[[name for name in COLUMNS if name in clips]]
+
+
 def _complete(clips: pd.DataFrame, root: Path) -> pd.DataFrame:
     "Labels in one spelling and without blanks around them, test clips, and class numbers."
     labels = clips["label"].str.strip()
@@ -463,8 +492,8 @@ def split_clips(clips: pd.DataFrame, subset: str, *, validation_fraction: float 
                 label_order: str = "released", stratify: str = "auto") -> tuple[pd.DataFrame, pd.DataFrame]:
     """Split a subset into training and validation clips as the paper's released code does.
 
-    For ``all`` that code starts from the order of a directory listing; here it is the table's order. Where the
-    table has groups, which that data set has not, each is in one of the two parts.
+    For ``all`` that code starts from the order of a directory listing; here it is the table's order. Where
+    the table has groups, which that data set has not, each is in one of the two parts.
 
     Parameters
     ----------

@@ -71,8 +71,8 @@ def collect_runs(runs_dir: str | Path, dataset: str, *, first_loss: str = "cross
     Parameters
     ----------
     runs_dir : str or Path
-        Runs are looked for in `<runs_dir>/<dataset>/<subset>/alpha=<a>/seed=<s>/`; those of a cross-validation
-        have `test_fold=<f>/` before alpha.
+        Runs are looked for in `<runs_dir>/<dataset>/<subset>/alpha=<a>/seed=<s>/`; those of a
+        cross-validation have `test_fold=<f>/` before alpha.
     dataset : str
         Name of the data set.
     first_loss : str
@@ -117,15 +117,15 @@ def _of_all_folds(runs):
     folds = runs.test_fold.unique()
     whole = runs.groupby(CELL).test_fold.transform("nunique") == len(folds)
     if not whole.any():
-        raise MixedRunsError(f"no cell was run on all of the folds {', '.join(folds)}; the missing ones: make reproduce")
+        raise MixedRunsError(f"no cell was run on all folds ({', '.join(folds)}); make reproduce runs them")
     if not whole.all():
-        warnings.warn(f"{(~whole).sum()} of {len(runs)} runs are left out: of their cell and seed other folds are "
-                      "not finished.", stacklevel=3)
+        n_left = (~whole).sum()
+        warnings.warn(f"{n_left} of {len(runs)} runs are left out: their other folds are not finished.")
     return runs[whole]
 
 
 def mean_over_folds(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row for each cell and seed: what was measured as the mean over folds, and all test clips together.
+    """One row for each cell and seed: the mean over its folds, and all their test clips.
 
     Parameters
     ----------
