@@ -224,10 +224,8 @@ def _with_test_fold(clips: pd.DataFrame, fold: str, root: Path) -> pd.DataFrame:
 
 # %% ../nbs/05_data.ipynb #c0e4d372
 def _draw_test(clips: pd.DataFrame, root: Path) -> list[str]:
-    "The split of every clip where none is marked as a test clip; a warning says what was done."
+    "The split of every clip where none is marked as a test clip; a warning says which were drawn."
     if folds := fold_names(clips):
-        warn_once(f"{root} marks no test clips: its last fold, {folds[-1]}, is tested on where no other is "
-                  "named (-p test_fold).")
         return list(_with_test_fold(clips, folds[-1], root)["split"])
     what = "groups" if "group" in clips else "clips of every class"
     drawn = set(_draw_groups(clips) if "group" in clips else _draw_clips(clips))

@@ -446,8 +446,8 @@ def _check_copies(root, clips, copies, allowed):
     "Refuse copies on two sides; what is to be noted of copies."
     apart = copies_on_two_sides(clips, copies)
     if apart and not allowed:
-        raise DatasetError(f"{root}: the same sound is on two sides {len(apart)} times: "
-                           f"{some_names(apart, 3)}. Keep one of each, or: --allow-duplicates")
+        raise DatasetError(f"{root}: sounds on two sides: {len(apart)} ({some_names(apart, 3)}). "
+                           "Keep one of each, or: --allow-duplicates")
     n_copies = sum(len(rows) - 1 for rows in copies)
     return [f"copies of other clips: {n_copies}, on two sides {len(apart)}"] if n_copies else []
 

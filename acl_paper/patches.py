@@ -10,6 +10,7 @@ __all__ = ['SPLIT_CHOICES', 'KINDS', 'SETS', 'NOISY', 'training_patch_starts', '
 
 # %% ../nbs/09_patches.ipynb #d0dce879
 import math
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from numbers import Real
@@ -23,7 +24,7 @@ from torch import Tensor
 
 # %% ../nbs/09_patches.ipynb #8028761b
 from .console import DatasetError, can_name_folder
-from .data import class_names, select_subset, split_clips
+from .data import class_names, fold_names, select_subset, split_clips
 from .features import FeatureConfig, FeatureStore, FramesOnDisk, unmapped
 from .losses import check_setting
 
@@ -347,11 +348,13 @@ def _check_same_clips(store, clips):
 
 
 def _check_test_fold(clips, test_fold):
-    "Refuse settings that name another fold than the clips were loaded with."
-    tested = set(clips.fold[clips.split == "test"]) if "fold" in clips else set()
-    if test_fold and tested != {test_fold}:
+    "Refuse settings that name another fold than the clips have; say which it is where they name none."
+    tested = sorted(set(clips.fold[clips.split == "test"])) if fold_names(clips) else []
+    if test_fold and tested != [test_fold]:
         raise DatasetError(f"the test clips are not those of fold {test_fold}: load the clips with "
                            f"load_clips(root, test_fold={test_fold!r})")
+    if not test_fold and len(tested) == 1:
+        warnings.warn(f"tested on fold {tested[0]} of {', '.join(fold_names(clips))}; for another: test_fold")
 
 # %% ../nbs/09_patches.ipynb #3efd920d
 def _training_starts(n_frames, config):
