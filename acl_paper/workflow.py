@@ -21,7 +21,7 @@ import re
 import shlex
 import subprocess
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -123,29 +123,26 @@ class TableData:
         Whether it is made by `acl_paper.mini`.
     source : str
         Stands for the sounds: when it changes, features and finished cells are out of date.
-    tables : dict of tuple to str
-        By subset and tested fold ("" for the split that the table marks), stands for what a result takes from
-        the table of clips: when it changes, finished cells are out of date. Empty for the mini data set, of
-        which `source` says all.
+    tables : dict of str to str
+        By subset, stands for what a result on it takes from the table of clips: when it changes, finished
+        cells are out of date. Empty for the mini data set, of which `source` says all.
     first_edition : str
         What the first edition had in the place of `source`.
+    folds : dict of str to dict
+        By fold, where the data have folds: `tables` when it is tested on.
     """
     name: str
     root: str
     synthetic: bool
     source: str
-    tables: dict[tuple[str, str], str]
+    tables: dict[str, str]
     first_edition: str = ""
+    folds: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
     def subsets(self) -> list[str]:
         "Those that hold clips; the paper's where the table says nothing."
-        return list(dict.fromkeys(subset for subset, _ in self.tables)) or PAPER_GRID["subsets"].split()
-
-    @property
-    def folds(self) -> list[str]:
-        "What can be tested on in turn."
-        return [fold for fold in dict.fromkeys(fold for _, fold in self.tables) if fold]
+        return list(self.tables) or PAPER_GRID["subsets"].split()
 
     def wanted(self, store: str, subset: str, test_fold: str = "") -> dict:
         """What the `config.json` of a run on these data says of them.
@@ -153,7 +150,8 @@ class TableData:
         Of the mini data set, whose features are made with it, the store alone.
         """
         store = {"store": Path(store).name}
-        of_clips = {"source": self.source, "table": self.tables.get((subset, test_fold))}
+        tables = self.folds[test_fold] if test_fold else self.tables
+        of_clips = {"source": self.source, "table": tables.get(subset)}
         of_clips["first_edition_source"] = self.first_edition
         return store if self.name == "mini" else store | of_clips
 
@@ -161,7 +159,7 @@ class TableData:
 def table_data(dataset: str = "auto", data_dir: str | Path | None = None) -> TableData:
     "What `acl_paper.data.locate_dataset` would find, without making the mini data set."
     from acl_paper.audio import first_edition_fingerprint, source_fingerprint
-    from acl_paper.data import find_fsdnoisy18k, load_clips, locate_dataset, read_description
+    from acl_paper.data import find_fsdnoisy18k, fold_names, load_clips, locate_dataset, read_description
 
     name = dataset.casefold()
     wants_mini = name == "mini" or (name == "auto" and find_fsdnoisy18k(data_dir) is None)
@@ -171,8 +169,9 @@ def table_data(dataset: str = "auto", data_dir: str | Path | None = None) -> Tab
     if name == "mini":
         return TableData(name, _relative(root), True, _mini_source(read_description(root)), {})
     clips = load_clips(root)
-    return TableData(name, _relative(root), synthetic, source_fingerprint(root, clips), _tables(root),
-                     first_edition_fingerprint(root, clips))
+    folds = {fold: _tables(load_clips(root, test_fold=fold)) for fold in fold_names(clips)}
+    return TableData(name, _relative(root), synthetic, source_fingerprint(root, clips), _tables(clips),
+                     first_edition_fingerprint(root, clips), folds)
 
 # %% ../nbs/21_workflow.ipynb #46142bc0
 def _mini_source(description):
@@ -185,18 +184,12 @@ def _mini_source(description):
     return f"mini version {description['version']}, settings {_digest(json.dumps(settings), 8)}"
 
 
-def _tables(root):
-    "The fingerprint of the table for each subset that holds clips, and each fold that is tested on."
-    from acl_paper.data import dataset_summary, fold_names, load_clips, subset_names, table_fingerprint
+def _tables(clips):
+    "The fingerprint of the table for each subset that holds clips."
+    from acl_paper.data import dataset_summary, subset_names, table_fingerprint
 
-    tables = {}
-    for fold in ["", *fold_names(load_clips(root))]:
-        clips = load_clips(root, test_fold=fold)
-        n_clips = dataset_summary(clips).sum()
-        for subset in subset_names(clips):
-            if n_clips[subset]:
-                tables[subset, fold] = table_fingerprint(clips, subset)
-    return tables
+    n_clips = dataset_summary(clips).sum()
+    return {subset: table_fingerprint(clips, subset) for subset in subset_names(clips) if n_clips[subset]}
 
 
 def _relative(path):
