@@ -620,10 +620,9 @@ def acl_reproduce(data: str = None,  # the data set's folder (else $ACL_DATA, da
                   profile: str = None,  # a Snakemake profile, such as profiles/slurm, instead of this machine
                   more: str = ""):  # further arguments of snakemake in quotes; -n shows what is left to do
     "Make the paper's tables, or resume making them: features, one notebook per cell, then the results."
-    settings = dict(part=part, data=data, dataset=dataset, alphas=alphas, subsets=subsets,
-                    folds=folds, temperatures=temperatures, seeds=seeds, epochs=epochs,
-                    linear_epochs=linear_epochs, finetune_epochs=finetune_epochs, runs=runs, figures=figures,
-                    features=features)
+    settings = dict(part=part, data=data, dataset=dataset, alphas=alphas, subsets=subsets, folds=folds,
+                    temperatures=temperatures, seeds=seeds, epochs=epochs, linear_epochs=linear_epochs,
+                    finetune_epochs=finetune_epochs, runs=runs, figures=figures, features=features)
     try:
         words = _prepared(settings, profile, more, jobs=jobs, threads=threads, gpus=gpus,
                           cells_per_gpu=cells_per_gpu)

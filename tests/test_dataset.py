@@ -135,7 +135,7 @@ def test_cross_validation(sounds, project, tmp_path):  # noqa: F811
     cells = dict(data=root, alphas="0.5", seeds="0", epochs=1, **folders)
     planned = reproduce(project, "--more=-n", **cells)
     assert planned.stdout.count("rule train:") == 3, planned.stdout + planned.stderr
-    done = reproduce(project, **cells)
+    done = reproduce(project, **cells, timeout=900)
     assert done.returncode == 0, done.stderr
 
     runs = collect_runs(folders["runs"], "esc")
