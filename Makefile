@@ -61,7 +61,7 @@ test-notebooks: $(READY)-test
 test-installs: $(READY)-test
 	PATH="$(BIN):$$PATH" python -m pytest tests/check_installs.py -ra $(if $(ONLY),-k $(call quoted,$(ONLY)))
 
-# DATA=folder ALPHAS="1 0.5" SUBSETS="clean noisy_small" SEEDS="0 1" EPOCHS=40 JOBS=2 THREADS=1 GPUS=1 CELLS_PER_GPU=4 PROFILE=profiles/slurm
+# DATA=folder ALPHAS="1 0.5" SUBSETS="clean noisy_small" FOLDS="1 2" SEEDS="0 1" EPOCHS=40 JOBS=2 THREADS=1 GPUS=1 CELLS_PER_GPU=4 PROFILE=profiles/slurm
 # PART=selfsupervised: also TEMPERATURES="0.2 0.3" LINEAR_EPOCHS=200 FINETUNE_EPOCHS=20, no SUBSETS
 RUNS    ?= runs
 FIGURES ?= figures
@@ -69,7 +69,7 @@ option   = $(if $($(2)),--$(1)=$(call quoted,$($(2))))
 
 reproduce: $(READY)-workflow
 	PATH="$(BIN):$$PATH" acl_reproduce --runs=$(call quoted,$(RUNS)) --figures=$(call quoted,$(FIGURES)) $(call option,features,FEATURES) $(call option,data,DATA) $(call option,dataset,DATASET) \
-	  $(call option,part,PART) $(call option,alphas,ALPHAS) $(call option,subsets,SUBSETS) $(call option,temperatures,TEMPERATURES) $(call option,seeds,SEEDS) \
+	  $(call option,part,PART) $(call option,alphas,ALPHAS) $(call option,subsets,SUBSETS) $(call option,folds,FOLDS) $(call option,temperatures,TEMPERATURES) $(call option,seeds,SEEDS) \
 	  $(call option,epochs,EPOCHS) $(call option,linear_epochs,LINEAR_EPOCHS) $(call option,finetune_epochs,FINETUNE_EPOCHS) \
 	  $(call option,jobs,JOBS) $(call option,threads,THREADS) $(call option,gpus,GPUS) $(call option,cells_per_gpu,CELLS_PER_GPU) \
 	  $(call option,profile,PROFILE) $(call option,more,SNAKEMAKE)

@@ -110,7 +110,8 @@ def collect_notebook():
 
 
 wildcard_constraints:
-    subset="[a-z_]+",
+    subset="[A-Za-z0-9._-]+",
+    test_fold="[A-Za-z0-9._-]+",
     alpha=r"[0-9.e-]+",
     temperature=r"[0-9.e-]+",
     task="[a-z]+",
@@ -128,7 +129,10 @@ rule all:
 
 if "supervised" in TABLES:
     TABLE = TABLES["supervised"]
-    CELL = TABLE.folder(subset="{subset}", alpha="{alpha}", seed="{seed}")
+    CELL = TABLE.folder(**{name: f"{{{name}}}" for name in TABLE.cells[0]})
+    CELL_SETTINGS = "-p alpha {wildcards.alpha} -p subset {wildcards.subset} -p seed {wildcards.seed} -p epochs {params.epochs}"
+    if "test_fold" in TABLE.cells[0]:
+        CELL_SETTINGS += " -r test_fold {wildcards.test_fold}"
 
     rule features:
         output: stamp(TABLE)
@@ -154,7 +158,7 @@ if "supervised" in TABLES:
         resources:  # megabytes: the patches are held once, for a moment twice
             mem_mb=lambda wildcards, attempt: attempt * (12_000 if LARGE and wildcards.subset in ("all", "noisy") else 4_000 if LARGE else 2_000),
             **gpu(CELL),
-        shell: resumable(run_notebook("-p alpha {wildcards.alpha} -p subset {wildcards.subset} -p seed {wildcards.seed} -p epochs {params.epochs}"))
+        shell: resumable(run_notebook(CELL_SETTINGS))
 
     rule results:
         input:

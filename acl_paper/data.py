@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['SUBSETS', 'AUDIO_FOLDERS', 'CLIP_TABLES', 'WAYS_IN', 'OWN_COLUMNS', 'AUDIO_SUFFIXES', 'TEST_SHARE', 'TEST_SEED',
-           'COLUMNS', 'DEFAULT_FOLDER', 'FSDNOISY18K_COUNTS', 'GENERATED', 'one_spelling', 'load_clips', 'class_names',
-           'audio_path', 'missing_audio', 'subset_names', 'select_subset', 'dataset_summary', 'table_fingerprint',
-           'split_clips', 'is_fsdnoisy18k', 'find_fsdnoisy18k', 'read_description', 'DatasetLocation', 'locate_dataset']
+           'COLUMNS', 'DEFAULT_FOLDER', 'FSDNOISY18K_COUNTS', 'GENERATED', 'one_spelling', 'clip_paths', 'fold_names',
+           'load_clips', 'complete_table', 'class_names', 'audio_path', 'missing_audio', 'subset_names',
+           'select_subset', 'usual_subset', 'dataset_summary', 'table_fingerprint', 'split_clips', 'is_fsdnoisy18k',
+           'find_fsdnoisy18k', 'read_description', 'DatasetLocation', 'locate_dataset']
 
 # %% ../nbs/05_data.ipynb #cbf0003a
 import functools
@@ -74,8 +75,21 @@ def one_spelling(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 # %% ../nbs/05_data.ipynb #86a4666d
-def _clip_paths(column: pd.Series, path: Path) -> pd.Series:
-    "Paths of clips from a folder on, each of them once and none leading out of that folder."
+def clip_paths(column: pd.Series, path: Path) -> pd.Series:
+    """Paths of clips from a folder on, each of them once and none leading out of that folder.
+
+    Parameters
+    ----------
+    column : pandas.Series
+        As the table has them; the index is the line number.
+    path : Path
+        Of the table, for the message.
+
+    Raises
+    ------
+    DatasetError
+        naming the line.
+    """
     names = column.str.strip().str.replace("\\", "/")
     for line, name in names.items():
         if name.startswith("/") or name[1:2] == ":" or ".." in name.split("/"):
@@ -106,7 +120,7 @@ def _read_fsdnoisy18k(root: Path) -> pd.DataFrame:
         if not (root / name).is_file():
             raise _layout_error(root, f"{name} is missing")
         table = read_columns(root / name, columns, len(columns), filled=columns[:2])
-        table["fname"] = _clip_paths(table["fname"], root / name)
+        table["fname"] = clip_paths(table["fname"], root / name)
         for flag in columns[3:]:
             table[flag] = _checked(table[flag], ("0", "1"), root / name) == "1"
         tables.append(table.assign(split=split, path=f"{AUDIO_FOLDERS[split]}/" + table["fname"]))
@@ -122,7 +136,7 @@ def _read_own_table(path: Path) -> pd.DataFrame:
     table = read_columns(path, OWN_COLUMNS, 2, filled=("path", "label", "split", "group"))
     for name in table.columns.drop("label"):
         table[name] = table[name].str.strip()
-    table["path"] = _clip_paths(table["path"], path)
+    table["path"] = clip_paths(table["path"], path)
     if "subset" in table:
         _check_subset_names(table, path)
     if "split" in table:
@@ -176,20 +190,43 @@ def _draw_clips(clips: pd.DataFrame) -> list[int]:
     return drawn
 
 
-def _draw_groups(clips: pd.DataFrame) -> list[int]:
-    "The clips of a fifth of the groups, such that every class stays in training; none if that cannot be."
-    from sklearn.model_selection import GroupShuffleSplit
-    if clips["group"].nunique() < 2:
+def _draw_groups(clips: pd.DataFrame, share: float = TEST_SHARE, seed: int = TEST_SEED) -> list[int]:
+    "About that share of the clips, in whole groups, such that every class stays with the others; or none."
+    from sklearn.model_selection import StratifiedGroupKFold
+    n_parts = min(round(1 / share), clips["group"].nunique(), clips["label"].value_counts().max())
+    if n_parts < 2:
         return []
-    shuffles = GroupShuffleSplit(n_splits=100, test_size=TEST_SHARE, random_state=TEST_SEED)
-    for train, test in shuffles.split(clips, groups=clips["group"]):
-        if clips["label"].iloc[train].nunique() == clips["label"].nunique():
-            return list(clips.index[test])
-    return []
+    labels = clips["label"]
+    drawn = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of classes with fewer clips than parts
+        parts = StratifiedGroupKFold(n_parts, shuffle=True, random_state=seed)
+        for others, part in parts.split(clips, labels, clips["group"]):
+            is_best = labels.iloc[part].nunique() > labels[drawn].nunique()
+            if is_best and labels.iloc[others].nunique() == labels.nunique():
+                drawn = list(clips.index[part])
+    return drawn
+
+# %% ../nbs/05_data.ipynb #2145a1be
+def fold_names(clips: pd.DataFrame) -> list[str]:
+    "The folds of a table, sorted as numbers are; none unless there are two and every clip is in one."
+    names = sorted(set(clips["fold"]), key=lambda name: (len(name), name)) if "fold" in clips else []
+    return names if len(names) > 1 and "" not in names else []
+
+
+def _with_test_fold(clips: pd.DataFrame, fold: str, root: Path) -> pd.DataFrame:
+    "The clips with one fold as the test clips, whatever the table says of its split."
+    folds = fold_names(clips)
+    if fold not in folds:
+        known = f"its folds are {', '.join(folds)}" if folds else "not every clip has a fold"
+        raise DatasetError(f"{root} has no fold {fold!r} to test on: {known}.")
+    return clips.assign(split=np.where(clips["fold"] == fold, "test", "train"))
 
 # %% ../nbs/05_data.ipynb #c0e4d372
 def _draw_test(clips: pd.DataFrame, root: Path) -> list[str]:
-    "The split of every clip where none is marked as a test clip; a warning says what was done."
+    "The split of every clip where none is marked as a test clip; a warning says which were drawn."
+    if folds := fold_names(clips):
+        return list(_with_test_fold(clips, folds[-1], root)["split"])
     what = "groups" if "group" in clips else "clips of every class"
     drawn = set(_draw_groups(clips) if "group" in clips else _draw_clips(clips))
     own = "A column split (train or test) in clips.csv overrules this."
@@ -205,13 +242,16 @@ COLUMNS = ("fname", "label", "label_id", "aso_id", "split", "manually_verified",
            "path", "subset", "fold", "group")
 
 
-def load_clips(root: str | Path) -> pd.DataFrame:
+def load_clips(root: str | Path, *, test_fold: str = "") -> pd.DataFrame:
     """Read what clips a data set has. No audio file is opened.
 
     Parameters
     ----------
     root : str or Path
         The folder: in FSDnoisy18k's layout, with a ``clips.csv``, or with a folder per class.
+    test_fold : str, default ""
+        The fold that is tested on, where the table has folds; the others are trained on. Without one it is
+        the column ``split`` that counts.
 
     Returns
     -------
@@ -227,7 +267,7 @@ def load_clips(root: str | Path) -> pd.DataFrame:
     ------
     DatasetError
         If the folder is in none of the layouts, a table is damaged, a clip is listed twice,
-        or a test label never occurs in training.
+        there is no such fold, or a test label never occurs in training.
     """
     root = Path(root)
     if not root.is_dir():
@@ -238,10 +278,28 @@ def load_clips(root: str | Path) -> pd.DataFrame:
         clips = _read_fsdnoisy18k(root)
     else:
         clips = _read_class_folders(root)
-    clips = _with_names_on_disk(_complete(clips.reset_index(drop=True), root), root)
-    return clips[[name for name in COLUMNS if name in clips]]
+    return complete_table(clips, root, test_fold=test_fold)
 
 # %% ../nbs/05_data.ipynb #81391531
+def complete_table(clips: pd.DataFrame, root: Path, *, test_fold: str = "") -> pd.DataFrame:
+    """What `load_clips` returns, from a table with at least path, fname and label.
+
+    Parameters
+    ----------
+    clips : pandas.DataFrame
+        As a table has them. Test clips are drawn where none are marked.
+    root : Path
+        The data set's folder.
+    test_fold : str, default ""
+        As for `load_clips`.
+    """
+    clips = clips.reset_index(drop=True)
+    if test_fold:
+        clips = _with_test_fold(clips, test_fold, root)
+    clips = _with_names_on_disk(_complete(clips, root), root)
+    return clips[[name for name in COLUMNS if name in clips]]
+
+
 def _complete(clips: pd.DataFrame, root: Path) -> pd.DataFrame:
     "Labels in one spelling and without blanks around them, test clips, and class numbers."
     labels = clips["label"].str.strip()
@@ -360,6 +418,12 @@ def select_subset(clips: pd.DataFrame, subset: str) -> pd.DataFrame:
         raise DatasetError(f"The subset {subset!r} holds no training clips in this data set.")
     return selected
 
+# %% ../nbs/05_data.ipynb #2472ba30
+def usual_subset(clips: pd.DataFrame) -> str:
+    "The subset that is trained on where none is named: clean, where it holds clips, else all."
+    clean = _parts(clips).get("clean")
+    return "all" if clean is None or not clean.any() else "clean"
+
 # %% ../nbs/05_data.ipynb #338354a1
 def dataset_summary(clips: pd.DataFrame) -> pd.DataFrame:
     "Clips per class (rows) in each subset and in ``test`` (columns)."
@@ -426,7 +490,8 @@ def split_clips(clips: pd.DataFrame, subset: str, *, validation_fraction: float 
                 label_order: str = "released", stratify: str = "auto") -> tuple[pd.DataFrame, pd.DataFrame]:
     """Split a subset into training and validation clips as the paper's released code does.
 
-    For ``all`` that code starts from the order of a directory listing; here it is the table's order.
+    For ``all`` that code starts from the order of a directory listing; here it is the table's order. Where
+    the table has groups, which that data set has not, each is in one of the two parts.
 
     Parameters
     ----------
@@ -435,7 +500,7 @@ def split_clips(clips: pd.DataFrame, subset: str, *, validation_fraction: float 
     subset : str
         The subset to split, one of `subset_names`.
     validation_fraction : float, default 0.15
-        Share of validation clips, in (0, 1); their number is rounded up.
+        Share of validation clips, in (0, 1); their number is rounded up, or about right with groups.
     seed : int, default 42
         Seed of the shuffle.
     label_order : {"released", "numeric"}
@@ -462,6 +527,12 @@ def split_clips(clips: pd.DataFrame, subset: str, *, validation_fraction: float 
     if stratify not in ("auto", "always", "never"):
         raise ValueError(f"stratify must be 'auto', 'always' or 'never', not {stratify!r}.")
     selected = select_subset(clips, subset)
+    drawn = _draw_groups(selected, validation_fraction, seed) if "group" in selected else []
+    if drawn:
+        return selected.drop(drawn), selected.loc[drawn]
+    if "group" in selected:
+        warnings.warn(f"The groups of the subset {subset!r} are not kept together in validation: some class "
+                      "would have no training clip.", stacklevel=2)
     n_validation = math.ceil(validation_fraction * len(selected))
     strata = _strata(selected["label_id"], subset, n_validation, label_order, stratify)
     train, validation = train_test_split(

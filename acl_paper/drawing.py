@@ -322,7 +322,7 @@ def plot_accuracy(results: pd.DataFrame, runs: pd.DataFrame, subset: str, ax: Ax
     results : DataFrame
         From `results.results_table`, of all subsets.
     runs : DataFrame
-        From `results.collect_runs`.
+        From `results.collect_runs`; of a cross-validation, `folds.mean_over_folds` of that.
     subset : str
         Which subset to draw.
     ax : Axes

@@ -10,6 +10,7 @@ __all__ = ['SPLIT_CHOICES', 'KINDS', 'SETS', 'NOISY', 'training_patch_starts', '
 
 # %% ../nbs/09_patches.ipynb #d0dce879
 import math
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from numbers import Real
@@ -23,7 +24,7 @@ from torch import Tensor
 
 # %% ../nbs/09_patches.ipynb #8028761b
 from .console import DatasetError, can_name_folder
-from .data import class_names, select_subset, split_clips
+from .data import class_names, fold_names, select_subset, split_clips
 from .features import FeatureConfig, FeatureStore, FramesOnDisk, unmapped
 from .losses import check_setting
 
@@ -197,6 +198,7 @@ class SplitConfig:
         for a value that cannot be, naming the setting and what it may be.
     """
     subset: str = "clean"  # of those that the data have: see `subset_names`
+    test_fold: str = ""  # of a table with folds: the one that is tested on, as `load_clips` was told
     patch_frames: int = 100  # 2 s
     patch_hop: int = 50
     validation_fraction: float = 0.15
@@ -209,6 +211,9 @@ class SplitConfig:
 
     def __post_init__(self):
         check_settings(self, choices=SPLIT_CHOICES, at_least={"patch_frames": 1, "patch_hop": 1})
+        expected = "a name of letters, digits, dot, dash and underscore"
+        is_name = self.test_fold == "" or can_name_folder(self.test_fold)
+        check_setting(is_name, "test_fold", expected, self.test_fold)
 
 # %% ../nbs/09_patches.ipynb #fbfe8d05
 def _is_whole(value):
@@ -319,6 +324,7 @@ def make_split(store: FeatureStore, clips: pd.DataFrame, config: SplitConfig = S
         when the store is of other clips, or nothing is left to train or validate on.
     """
     _check_same_clips(store, clips)
+    _check_test_fold(clips, config.test_fold)
     train, validation = split_clips(clips, config.subset, validation_fraction=config.validation_fraction,
                                     seed=config.split_seed, label_order=config.label_order,
                                     stratify=config.stratify)
@@ -339,6 +345,16 @@ def _check_same_clips(store, clips):
     if list(store.clips.fname) != list(clips.fname):
         raise DatasetError(f"{store.path} does not hold the clips of this data set; "
                            "extract its features again")
+
+
+def _check_test_fold(clips, test_fold):
+    "Refuse settings that name another fold than the clips have; say which it is where they name none."
+    tested = sorted(set(clips.fold[clips.split == "test"])) if fold_names(clips) else []
+    if test_fold and tested != [test_fold]:
+        raise DatasetError(f"the test clips are not those of fold {test_fold}: load the clips with "
+                           f"load_clips(root, test_fold={test_fold!r})")
+    if not test_fold and len(tested) == 1:
+        warnings.warn(f"tested on fold {tested[0]} of {', '.join(fold_names(clips))}; for another: test_fold")
 
 # %% ../nbs/09_patches.ipynb #3efd920d
 def _training_starts(n_frames, config):

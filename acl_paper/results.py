@@ -6,12 +6,13 @@
 __all__ = ['COMPARABLE', 'PAPER_TEST_CLIPS', 'SUPERVISED_RUNS', 'PUBLISHED_PROBES', 'PUBLISHED_TEMPERATURE', 'PROBE_RUNS',
            'MEASURES', 'published_supervised', 'MixedRunsError', 'finished_runs', 'collect_runs',
            'find_dataset_with_runs', 'prediction_interval', 'verdict', 'results_table', 'data_label', 'printable_table',
-           'compare_with_baseline', 'chosen_alphas', 'compare_first_losses', 'subset_in_detail', 'class_change',
-           'published_selfsupervised', 'collect_probes', 'probes_table', 'printable_probes', 'describe_runs',
-           'describe_probes', 'data_warning', 'save_tables', 'save_printable', 'save_sources']
+           'compare_with_baseline', 'predictions_of', 'chosen_alphas', 'compare_first_losses', 'subset_in_detail',
+           'class_change', 'published_selfsupervised', 'collect_probes', 'probes_table', 'printable_probes',
+           'describe_runs', 'describe_probes', 'data_warning', 'save_tables', 'save_printable', 'save_sources']
 
 # %% ../nbs/18_results.ipynb #b6486dec
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
@@ -25,6 +26,7 @@ from scipy.stats import t as student_t
 from .console import write_atomically
 from .data import SUBSETS
 from .evaluation import class_accuracy, holm, mcnemar, paired_difference, wilson
+from .folds import CELL, mean_over_folds, tested_folds, with_all_folds
 from .runs import is_finished, load_predictions, read_config, read_metrics, settings_of, software_versions
 
 # %% ../nbs/18_results.ipynb #2317376a
@@ -48,17 +50,19 @@ class MixedRunsError(ValueError):
     "Run folders that must not stand in one table; the message lists what differs."
 
 # %% ../nbs/18_results.ipynb #aa20669f
-def finished_runs(root: str | Path, pattern: str) -> list[Path]:
+def finished_runs(root: str | Path, *patterns: str) -> list[Path]:
     """The folders of finished runs, sorted.
 
     Parameters
     ----------
     root : str or Path
         Where to look.
-    pattern : str
-        What the folders match below it. Folders whose metrics.json is not whole are left out.
+    *patterns : str
+        What the folders match below it, one or the other. Folders whose metrics.json is not whole are left
+        out.
     """
-    return [folder for folder in sorted(Path(root).glob(pattern)) if is_finished(folder)]
+    folders = {folder for pattern in patterns for folder in Path(root).glob(pattern)}
+    return [folder for folder in sorted(folders) if is_finished(folder)]
 
 # %% ../nbs/18_results.ipynb #e4244367
 def collect_runs(runs_dir: str | Path, dataset: str, *, first_loss: str = "cross_entropy") -> pd.DataFrame:
@@ -67,7 +71,8 @@ def collect_runs(runs_dir: str | Path, dataset: str, *, first_loss: str = "cross
     Parameters
     ----------
     runs_dir : str or Path
-        Runs are looked for in `<runs_dir>/<dataset>/<subset>/alpha=<a>/seed=<s>/`.
+        Runs are looked for in `<runs_dir>/<dataset>/<subset>/alpha=<a>/seed=<s>/`; those of a
+        cross-validation have `test_fold=<f>/` before alpha.
     dataset : str
         Name of the data set.
     first_loss : str
@@ -76,24 +81,27 @@ def collect_runs(runs_dir: str | Path, dataset: str, *, first_loss: str = "cross
     Returns
     -------
     DataFrame
-        Sorted by subset, alpha and seed, with the columns subset, alpha, seed, folder, dataset, synthetic,
-        config and all of metrics.json.
+        Sorted by subset, alpha, seed and fold, with the columns subset, alpha, seed, test_fold ("" without
+        folds), folder, dataset, synthetic, config and all of metrics.json. Runs whose cell and seed lack
+        another of the folds are left out, with a warning.
 
     Raises
     ------
     FileNotFoundError
         when there is no finished run; says what is there and how to make one.
     MixedRunsError
-        when runs differ in more than subset, alpha and seed.
+        when runs differ in more than subset, alpha, seed and fold, or no cell was run on all folds.
     """
     root = Path(runs_dir)/dataset
     below = "" if first_loss == "cross_entropy" else f"first_loss={first_loss}/"
-    folders = finished_runs(root, f"*/{below}alpha=*/seed=*")
+    folders = finished_runs(root, f"*/{below}test_fold=*/alpha=*/seed=*")
+    folders = folders or finished_runs(root, f"*/{below}alpha=*/seed=*")
     if not folders:
         raise FileNotFoundError(_nothing_found(root))
     runs = pd.DataFrame([_read_run(folder) for folder in folders]).assign(dataset=dataset)
     _refuse_mixtures(runs)
-    return _sorted_by(runs, runs.subset.map(_subsets(runs).index), ["alpha", "seed"])
+    runs = with_all_folds(runs)
+    return _sorted_by(runs, runs.subset.map(_subsets(runs).index), ["alpha", "seed", "test_fold"])
 
 
 def _subsets(runs):
@@ -107,18 +115,18 @@ def _sorted_by(table, first, others):
     return ordered.drop(columns="order").reset_index(drop=True)
 
 # %% ../nbs/18_results.ipynb #e840fcb6
-SUPERVISED_RUNS = "*/alpha=*/seed=*"
+SUPERVISED_RUNS = ("*/alpha=*/seed=*", "*/test_fold=*/alpha=*/seed=*")
 
 
-def find_dataset_with_runs(runs_dir: str | Path, pattern: str = SUPERVISED_RUNS) -> str:
+def find_dataset_with_runs(runs_dir: str | Path, *patterns: str) -> str:
     """FSDnoisy18k if it has finished runs, else the one data set that has.
 
     Parameters
     ----------
     runs_dir : str or Path
         Holds a folder per data set.
-    pattern : str
-        What a finished run matches below the data set's folder.
+    *patterns : str
+        What a finished run matches below the data set's folder; by default, `SUPERVISED_RUNS`.
 
     Returns
     -------
@@ -132,7 +140,7 @@ def find_dataset_with_runs(runs_dir: str | Path, pattern: str = SUPERVISED_RUNS)
     ValueError
         when several have.
     """
-    finished = finished_runs(runs_dir, f"*/{pattern}")
+    finished = finished_runs(runs_dir, *(f"*/{pattern}" for pattern in patterns or SUPERVISED_RUNS))
     found = sorted({folder.relative_to(runs_dir).parts[0] for folder in finished})
     if COMPARABLE in found:
         return COMPARABLE
@@ -146,7 +154,8 @@ def find_dataset_with_runs(runs_dir: str | Path, pattern: str = SUPERVISED_RUNS)
 def _read_run(folder):
     "One row of `collect_runs`."
     config = read_config(folder)
-    settings = {name: config["settings"][name] for name in ("subset", "alpha", "seed")}
+    settings = {name: config["settings"][name] for name in CELL}
+    settings["test_fold"] = config["settings"].get("test_fold", "")
     synthetic = config["data"].get("synthetic", False)
     row = settings | {"folder": folder, "synthetic": synthetic, "config": config}
     return row | read_metrics(folder/"metrics.json")
@@ -154,7 +163,7 @@ def _read_run(folder):
 # %% ../nbs/18_results.ipynb #020df219
 def _nothing_found(root):
     "What to say where no run is finished: what is there instead, and how to make one."
-    unfinished = len(list(root.glob("*/alpha=*/seed=*")))
+    unfinished = sum(len(list(root.glob(pattern))) for pattern in SUPERVISED_RUNS)
     others = sorted(p.name for p in root.parent.iterdir() if p.is_dir()) if root.parent.is_dir() else []
     message = f"no finished run in {root}"
     if unfinished:
@@ -177,7 +186,7 @@ def _of_data(config):
 # %% ../nbs/18_results.ipynb #a3d10e22
 def _same_for_all(config):
     "What must be equal in every run of a table, by name."
-    return _prefixed("settings", asdict(settings_of(config)), ("alpha", "subset", "seed")) | _of_data(config)
+    return _prefixed("settings", asdict(settings_of(config)), [*CELL, "test_fold"]) | _of_data(config)
 
 # %% ../nbs/18_results.ipynb #54992c70
 def _refuse_mixtures(runs, same_for_all=_same_for_all):
@@ -270,9 +279,11 @@ def results_table(runs: pd.DataFrame, *, dataset: str) -> pd.DataFrame:
     DataFrame
         40 rows, more where other subsets or values of alpha were run: subset, alpha, published, mean, sd,
         min, max, n_seeds, wilson_low, wilson_high (noise of the test clips of one run of that mean),
-        difference, verdict, dataset, synthetic. Missing cells have n_seeds 0. Difference and
+        difference, verdict, dataset, synthetic. A seed's accuracy is the mean over its folds, where there are
+        some, and their test clips count together. Missing cells have n_seeds 0. Difference and
         verdict are left out unless `dataset` is FSDnoisy18k.
     """
+    runs = mean_over_folds(runs)
     subsets = _subsets(runs)
     published = published_supervised().reindex(columns=subsets)
     comparable = dataset == COMPARABLE
@@ -375,10 +386,15 @@ def compare_with_baseline(runs: pd.DataFrame) -> pd.DataFrame:
     columns = ["subset", "alpha", "n_seeds", "difference", "low", "high", "mcnemar_median", "n_significant"]
     return pd.DataFrame(rows, columns=columns)
 
+# %% ../nbs/18_results.ipynb #1d1a77fb
+def predictions_of(folders: Iterable[Path]) -> pd.DataFrame:
+    "The predictions of some runs, one after the other: of one seed, those of its folds."
+    return pd.concat([load_predictions(folder) for folder in folders], ignore_index=True)
+
 # %% ../nbs/18_results.ipynb #f202e436
 def _right_by_clip(runs):
     "By subset, alpha and seed: whether each test clip is right, (K,) booleans."
-    tables = {(run.subset, run.alpha, run.seed): load_predictions(run.folder) for run in runs.itertuples()}
+    tables = {cell: predictions_of(folders) for cell, folders in runs.groupby(CELL).folder}
     names = {tuple(table.fname) for table in tables.values()}
     if len(names) > 1:
         raise MixedRunsError("the runs were tested on different clips; they cannot be compared clip by clip")
@@ -457,12 +473,12 @@ def compare_first_losses(runs_dir: str | Path, dataset: str) -> pd.DataFrame:
 
     One row per first loss and subset, one column per value of alpha.
     """
-    finished = finished_runs(Path(runs_dir, dataset), "*/first_loss=*/alpha=*/seed=*")
-    found = {folder.parts[-3].removeprefix("first_loss=") for folder in finished}
+    finished = finished_runs(runs_dir, *(f"{dataset}/*/first_loss={runs}" for runs in SUPERVISED_RUNS))
+    found = {folder.relative_to(runs_dir).parts[2].removeprefix("first_loss=") for folder in finished}
     tables = []
     for name in ["cross_entropy", *sorted(found)]:
         runs = collect_runs(runs_dir, dataset, first_loss=name)
-        cells = runs.groupby(["subset", "alpha"], sort=False).accuracy
+        cells = mean_over_folds(runs).groupby(["subset", "alpha"], sort=False).accuracy
         text = cells.agg(mean="mean", sd="std", n_seeds="count").apply(_mean_sd, axis=1)
         tables.append(pd.concat({name: text.unstack()}, names=["first loss"]))
     return pd.concat(tables).fillna("–").sort_index(axis=1)
@@ -512,12 +528,12 @@ def class_change(runs: pd.DataFrame, subset: str, alpha: float) -> pd.DataFrame:
         One row per class and seed that both have: class, seed, baseline, acl and change (acl - baseline), in
         [-1, 1].
     """
-    folders = runs[runs.subset == subset].set_index(["alpha", "seed"]).folder
+    folders = runs[runs.subset == subset].groupby(["alpha", "seed"]).folder.apply(list)
     tables = []
     for seed in sorted({*folders[1.0].index} & {*folders[alpha].index}):
         table = pd.DataFrame({
-            "baseline": class_accuracy(load_predictions(folders[1.0, seed])),
-            "acl": class_accuracy(load_predictions(folders[alpha, seed])),
+            "baseline": class_accuracy(predictions_of(folders[1.0, seed])),
+            "acl": class_accuracy(predictions_of(folders[alpha, seed])),
         })
         tables.append(table.rename_axis("class").reset_index().assign(seed=seed))
     table = pd.concat(tables, ignore_index=True)
@@ -692,8 +708,9 @@ def printable_probes(results: pd.DataFrame) -> pd.DataFrame:
 def describe_runs(runs: pd.DataFrame) -> str:
     "What the runs of a table were made with, in a line."
     epochs = runs.config[0]["settings"]["epochs"]
-    return (f"{len(runs)} runs on {data_label(runs)}: {epochs} epochs, {runs.seed.nunique()} seed(s), "
-            f"{runs.n_test_clips[0]} test clips")
+    folds = f"{len(tested_folds(runs))} fold(s), " if tested_folds(runs) else ""
+    return (f"{len(runs)} runs on {data_label(runs)}: {epochs} epochs, {runs.seed.nunique()} seed(s), {folds}"
+            f"{mean_over_folds(runs).n_test_clips[0]} test clips")
 
 
 def describe_probes(probes: pd.DataFrame) -> str:

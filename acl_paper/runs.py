@@ -62,7 +62,7 @@ def check_parameters(cells: list[str]) -> None:
 # %% ../nbs/17_runs.ipynb #db481f7c
 USUAL = {
     "training": {"network": "paper_cnn", "loss": "acl", "first_loss": "cross_entropy", "optimiser": "adam",
-                 "selective": False},
+                 "selective": False, "test_fold": ""},
     "pretraining": {"loss": "acl", "first_loss": "info_nce", "optimiser": "sgd", "views": "two_views"},
     "probe": {"loss": "cross_entropy", "optimiser": "sgd"},
 }

@@ -21,7 +21,7 @@ import re
 import shlex
 import subprocess
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,8 +31,16 @@ from traitlets.config import Config
 
 # %% ../nbs/21_workflow.ipynb #ad7f12be
 import acl_paper
-
-from .console import DatasetError, check_extra, command, hold_lock, make_folder, project_root, user_path
+from acl_paper.console import (
+    DatasetError,
+    can_name_folder,
+    check_extra,
+    command,
+    hold_lock,
+    make_folder,
+    project_root,
+    user_path,
+)
 
 # %% ../nbs/21_workflow.ipynb #fd0c2a92
 def code_tree(source: str) -> list | str:
@@ -120,6 +128,8 @@ class TableData:
         cells are out of date. Empty for the mini data set, of which `source` says all.
     first_edition : str
         What the first edition had in the place of `source`.
+    folds : dict of str to dict
+        By fold, where the data have folds: `tables` when it is tested on.
     """
     name: str
     root: str
@@ -127,14 +137,21 @@ class TableData:
     source: str
     tables: dict[str, str]
     first_edition: str = ""
+    folds: dict[str, dict[str, str]] = field(default_factory=dict)
 
-    def wanted(self, store: str, subset: str) -> dict:
+    @property
+    def subsets(self) -> list[str]:
+        "Those that hold clips; the paper's where the table says nothing."
+        return list(self.tables) or PAPER_GRID["subsets"].split()
+
+    def wanted(self, store: str, subset: str, test_fold: str = "") -> dict:
         """What the `config.json` of a run on these data says of them.
 
         Of the mini data set, whose features are made with it, the store alone.
         """
         store = {"store": Path(store).name}
-        of_clips = {"source": self.source, "table": self.tables.get(subset)}
+        tables = self.folds[test_fold] if test_fold else self.tables
+        of_clips = {"source": self.source, "table": tables.get(subset)}
         of_clips["first_edition_source"] = self.first_edition
         return store if self.name == "mini" else store | of_clips
 
@@ -142,7 +159,7 @@ class TableData:
 def table_data(dataset: str = "auto", data_dir: str | Path | None = None) -> TableData:
     "What `acl_paper.data.locate_dataset` would find, without making the mini data set."
     from acl_paper.audio import first_edition_fingerprint, source_fingerprint
-    from acl_paper.data import find_fsdnoisy18k, load_clips, locate_dataset, read_description
+    from acl_paper.data import find_fsdnoisy18k, fold_names, load_clips, locate_dataset, read_description
 
     name = dataset.casefold()
     wants_mini = name == "mini" or (name == "auto" and find_fsdnoisy18k(data_dir) is None)
@@ -152,8 +169,9 @@ def table_data(dataset: str = "auto", data_dir: str | Path | None = None) -> Tab
     if name == "mini":
         return TableData(name, _relative(root), True, _mini_source(read_description(root)), {})
     clips = load_clips(root)
+    folds = {fold: _tables(load_clips(root, test_fold=fold)) for fold in fold_names(clips)}
     return TableData(name, _relative(root), synthetic, source_fingerprint(root, clips), _tables(clips),
-                     first_edition_fingerprint(root, clips))
+                     first_edition_fingerprint(root, clips), folds)
 
 # %% ../nbs/21_workflow.ipynb #46142bc0
 def _mini_source(description):
@@ -188,7 +206,8 @@ ALLOWED = {  # what each setting is, which values it may have, and how that is s
              "one of supervised, selfsupervised, all"),
     "alphas": (float, lambda alpha: 0 <= alpha <= 1, "numbers from 0 to 1"),
     "temperatures": (float, lambda temperature: 0 < temperature < float("inf"), "numbers above 0"),
-    "subsets": (str, PAPER_GRID["subsets"].split().__contains__, "among all, clean, noisy, noisy_small"),
+    "subsets": (str, can_name_folder, "names of subsets"),
+    "folds": (str, can_name_folder, "names of folds"),
     **dict.fromkeys(("seeds", "gpus"), (int, lambda n: n >= 0, "whole numbers from 0")),
     **dict.fromkeys(("epochs", "jobs", "threads", "gpu"), (int, lambda n: n >= 1, "a whole number from 1")),
 }
@@ -215,7 +234,8 @@ class Table:
     data : TableData
         The data set.
     cells : tuple of dict
-        The seed, subset and alpha of each; all cells of the first seed come first.
+        The seed, subset and alpha of each, and the fold it is tested on where the data have folds; all cells
+        of the first seed come first.
     epochs : int
         Of each cell.
     runs, figures, features : str
@@ -243,9 +263,11 @@ class Table:
     @property
     def wanted(self) -> dict[str, dict]:
         "By run folder, what its `config.json` says, section by section, if it is the run that is asked for."
-        return {self.folder(**cell): {"settings": cell | {"epochs": self.epochs},
-                                      "data": self.data.wanted(self.store, cell["subset"])}
-                for cell in self.cells}
+        wanted = {}
+        for cell in self.cells:
+            data = self.data.wanted(self.store, cell["subset"], cell.get("test_fold", ""))
+            wanted[self.folder(**cell)] = {"settings": cell | {"epochs": self.epochs}, "data": data}
+        return wanted
 
 
 def _feature_config(part):
@@ -260,19 +282,27 @@ def plan_table(config: dict) -> Table:
     Parameters
     ----------
     config : dict
-        Any of dataset, data (a folder), alphas, subsets, seeds, epochs, runs, figures, features (folders).
+        Any of dataset, data (a folder), alphas, subsets, folds, seeds, epochs, runs, figures, features
+        (folders).
 
     Returns
     -------
     Table
-        The paper's grid, a small one for synthetic data, with what was set in it.
+        The paper's grid on the subsets and folds of the data, a small one for synthetic data, with what was
+        set in it.
 
     Raises
     ------
     ValueError
         naming the setting that cannot be, and what it may be.
     """
-    return _plan(Table, config, lambda data: SYNTHETIC_GRID if data.synthetic else PAPER_GRID)
+    return _plan(Table, config, _supervised_grid)
+
+
+def _supervised_grid(data):
+    "The grid of a data set where nothing was set."
+    grid = SYNTHETIC_GRID if data.synthetic else PAPER_GRID | {"subsets": " ".join(data.subsets)}
+    return grid | ({"folds": " ".join(data.folds)} if data.folds else {})
 
 # %% ../nbs/21_workflow.ipynb #6f4834d3
 FOLDERS = ("runs", "figures", "features")
@@ -282,13 +312,25 @@ def _plan(kind, config, grid_for):
     "A table of that kind: the grid for the data set with what was set in it, and the folders that were set."
     data = table_data(str(config.get("dataset") or "auto"), config.get("data") or None)
     config = {name: value for name, value in config.items() if value not in (None, "")}
+    if "folds" in config and not data.folds:
+        raise ValueError(f"folds cannot be set: {data.name} has none")
     chosen = {name: _values(name, config.get(name, usual)) for name, usual in grid_for(data).items()}
-    order = ("seeds", "subsets", "temperatures", "alphas")
-    axes = {name.removesuffix("s"): chosen.pop(name) for name in order if name in chosen}
+    _check_known("subsets", chosen.get("subsets", []), data.subsets)
+    _check_known("folds", chosen.get("folds", []), data.folds)
+    order = {"seeds": "seed", "folds": "test_fold", "subsets": "subset", "temperatures": "temperature",
+             "alphas": "alpha"}
+    axes = {order[name]: chosen.pop(name) for name in order if name in chosen}
     cells = tuple(dict(zip(axes, cell)) for cell in itertools.product(*axes.values()))
     epochs = {name: values[0] for name, values in chosen.items()}
     folders = {name: str(Path(str(config[name]))) for name in FOLDERS if name in config}
     return kind(data=data, cells=cells, **epochs, **folders)
+
+
+def _check_known(name, values, known):
+    "Refuse subsets or folds that the data do not have."
+    for value in values:
+        if value not in known:
+            raise ValueError(f"{name} must be among {', '.join(known)}, got {value!r}")
 
 # %% ../nbs/21_workflow.ipynb #38613b71
 PROBES = ("linear-noisy", "finetune-noisy", "finetune-clean")  # task and labels; so are their folders named
@@ -561,7 +603,8 @@ def acl_reproduce(data: str = None,  # the data set's folder (else $ACL_DATA, da
                   dataset: str = None,  # auto, mini, FSDnoisy18k, or a name for the data in --data
                   part: str = None,  # supervised (the default), selfsupervised, or all
                   alphas: str = None,  # such as "1 0.5 0.1"
-                  subsets: str = None,  # such as "clean noisy_small"; supervised
+                  subsets: str = None,  # such as "clean noisy_small" (default: those of the data); supervised
+                  folds: str = None,  # to test on in turn (default: all that the data have); supervised
                   temperatures: str = None,  # of InfoNCE, such as "0.2 0.3"; self-supervised
                   seeds: str = None,  # such as "0 1 2"
                   epochs: int = None,  # of each training or pre-training
@@ -577,7 +620,7 @@ def acl_reproduce(data: str = None,  # the data set's folder (else $ACL_DATA, da
                   profile: str = None,  # a Snakemake profile, such as profiles/slurm, instead of this machine
                   more: str = ""):  # further arguments of snakemake in quotes; -n shows what is left to do
     "Make the paper's tables, or resume making them: features, one notebook per cell, then the results."
-    settings = dict(part=part, data=data, dataset=dataset, alphas=alphas, subsets=subsets,
+    settings = dict(part=part, data=data, dataset=dataset, alphas=alphas, subsets=subsets, folds=folds,
                     temperatures=temperatures, seeds=seeds, epochs=epochs, linear_epochs=linear_epochs,
                     finetune_epochs=finetune_epochs, runs=runs, figures=figures, features=features)
     try:

@@ -60,13 +60,13 @@ def _store(name, clips, n_frames, frames, frames_per_s):
     return FeatureStore(Path(name), FeatureConfig(n_mels=frames.shape[1]), table, frames.astype(np.float32))
 
 
-def made_up_run(root, subset, alpha, seed, right, **changes):
+def made_up_run(root, subset, alpha, seed, right, *, test_fold="", **changes):
     """The folder of a finished run that no network made: 240 test clips of twenty classes, right with a chosen probability.
 
     Easy clips are easy for every run, so that runs are correlated as real ones are. A mistake is one of the next three classes.
     With smaller alpha the clips that are heard as one class lie closer together.
     """
-    folder = Path(root, "made-up", subset, f"alpha={alpha}", f"seed={seed}")
+    folder = Path(root, "made-up", subset, *([f"test_fold={test_fold}"] if test_fold else []), f"alpha={alpha}", f"seed={seed}")
     folder.mkdir(parents=True)
     rng = np.random.default_rng([seed, round(100 * alpha), SUBSETS.index(subset)])
     predictions = _predictions(rng, right)
@@ -75,7 +75,7 @@ def made_up_run(root, subset, alpha, seed, right, **changes):
     heard = predictions.prediction.map(list(MINI_CLASSES).index)
     np.save(folder/"embeddings.npy", centres[heard] + (0.3 + 0.3 * alpha) * rng.standard_normal((len(heard), 8)))
     _history(rng, alpha).to_csv(folder/"history.csv", index=False)
-    settings = {"alpha": alpha, "subset": subset, "seed": seed, "epochs": 12} | changes
+    settings = {"alpha": alpha, "subset": subset, "seed": seed, "test_fold": test_fold, "epochs": 12} | changes
     _write(folder, {"kind": "training", "settings": settings}, accuracy=float((predictions.truth == predictions.prediction).mean()),
            n_test_clips=len(predictions), validation_accuracy=right - 0.05)
 

@@ -71,7 +71,7 @@ def papermill(notebook, out, *arguments):
 @pytest.mark.parametrize("layout", ["table", "folders"])
 def test_training(layout, request, tmp_path):
     root = request.getfixturevalue(layout)
-    done = papermill("train", tmp_path, "-r", "data_dir", root, "-r", "subset", "all", "-p", "epochs", 2)
+    done = papermill("train", tmp_path, "-r", "data_dir", root, "-p", "epochs", 2)
     assert done.code == 0, done.log
     folder = tmp_path / "runs" / root.name / "all" / "alpha=0.5" / "seed=0"
     assert json.loads((folder / "metrics.json").read_text())["n_test_clips"] == {"table": 6, "folders": 9}[layout]
@@ -82,8 +82,8 @@ def test_training(layout, request, tmp_path):
 
 
 def test_a_subset_that_is_not_there(table, tmp_path):
-    """The notebook's default is the paper's; the message says what to type, and nothing was made before."""
-    done = papermill("train", tmp_path, "-r", "data_dir", table, "-p", "epochs", 2)
+    """The message says what to type, and nothing was made before."""
+    done = papermill("train", tmp_path, "-r", "data_dir", table, "-p", "subset", "clean", "-p", "epochs", 2)
     assert done.code != 0 and "There is no subset 'clean'" in done.log and "-p subset all" in done.log
     assert not (tmp_path / "features").exists() and not (tmp_path / "runs").exists()
 
