@@ -648,21 +648,24 @@ def _import_module(name: str, path: str):
 def command(function: Callable) -> Callable:
     """A console command made from a function's arguments and their comments (fastcore).
 
-    Called from Python it is an ordinary function. As a command it ends with one line, and with a status other
-    than 0, at a `DatasetError`, at the system's error about a file, and at Ctrl-C.
+    Called from Python it is an ordinary function. As a command, which is its attribute ``from_shell``, it
+    ends with one line, and with a status other than 0, at a `DatasetError`, at the system's error about a
+    file, and at Ctrl-C.
     """
+    def from_shell():
+        with _errors_in_one_line(function.__name__):
+            words = [_with_underscores(word) for word in sys.argv[1:]]
+            options = vars(anno_parser(function).parse_args(words))
+            return function(**{name: options[name] for name in inspect.signature(function).parameters})
+
     @functools.wraps(function)
     def run(*args, **settings):
         caller = inspect.currentframe().f_back.f_globals
         is_script = caller.get("__name__") == "__main__" and "__file__" in caller
-        if args or settings or not is_script:
-            return function(*args, **settings)
-        words = [_with_underscores(word) for word in sys.argv[1:]]
-        options = vars(anno_parser(function).parse_args(words))
-        options = {name: options[name] for name in inspect.signature(function).parameters}
-        with _errors_in_one_line(function.__name__):
-            return function(**options)
+        is_command = is_script and not args and not settings
+        return from_shell() if is_command else function(*args, **settings)
 
+    run.from_shell = from_shell
     return run
 
 # %% ../nbs/04_console.ipynb #5f280f0e
@@ -678,8 +681,8 @@ def _errors_in_one_line(name: str) -> Iterator[None]:
     except OSError as error:
         where = f"{printable(error.filename)}: " if error.filename and error.strerror else ""
         raise SystemExit(f"{name}: {where}{error.strerror or error}") from None
-    except KeyboardInterrupt:
-        print(f"\n{name}: stopped.", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print(f"\n{name}:", "stopped.", *stopped.args, file=sys.stderr)
         raise SystemExit(128 + 2) from None  # as a shell says of a command that Ctrl-C ended
 
 

@@ -539,7 +539,7 @@ def acl_download(
                              keep_zips=keep_zips, retries=retries)
         print(*_closing_report(folder), sep="\n")
     except KeyboardInterrupt:
-        raise SystemExit("\nacl_download: stopped. The same command resumes from here.") from None
+        raise KeyboardInterrupt("The same command resumes from here.") from None
 
 
 def _download_published(kind: str, folder: Path, base_url: str | None, retries: int) -> None:

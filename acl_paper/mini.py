@@ -16,9 +16,11 @@ import glob
 import json
 import os
 import shutil
+import signal
+import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -688,6 +690,19 @@ def _write_tables(root: Path, plan: pd.DataFrame) -> None:
     manifest.to_csv(path, index=False, float_format="%.4f", lineterminator="\n")
 
 # %% ../nbs/07_mini.ipynb #5554b2f5
+@contextlib.contextmanager
+def _ctrl_c_ignored() -> Iterator[None]:
+    "Ignore Ctrl-C for a moment: a process that is started meanwhile ignores it for good."
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _write_set(root: Path, config: MiniConfig, n_jobs: int, every_s: float | None) -> None:
     "Write the whole set into the empty folder `root`, its description last."
     from joblib import Parallel, delayed
@@ -699,7 +714,9 @@ def _write_set(root: Path, config: MiniConfig, n_jobs: int, every_s: float | Non
         delayed(_write_clip)(root, row.split, row.fname, row.sounds, row.n_samples, [config.seed, row.clip])
         for row in plan.itertuples()
     )
-    with contextlib.closing(Parallel(n_jobs=n_jobs, return_as="generator")(jobs)) as written:
+    with _ctrl_c_ignored():  # by the processes that are started, which this one ends
+        written = Parallel(n_jobs=n_jobs, return_as="generator")(jobs)
+    with contextlib.closing(written):
         for _ in track(written, total=len(plan), unit="clips", label="mini data set", every_s=every_s):
             pass
     if n_jobs > 1:
