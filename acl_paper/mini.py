@@ -30,7 +30,7 @@ from scipy import fft
 from scipy.io import wavfile
 from scipy.signal import butter, lfilter, sosfilt
 
-from .console import DatasetError, command, hold_lock, make_folder, project_root, track, user_path
+from .console import DatasetError, check_types, command, hold_lock, make_folder, project_root, track, user_path
 from .data import AUDIO_FOLDERS, read_description
 
 # %% ../nbs/07_mini.ipynb #d0e3a926
@@ -571,6 +571,8 @@ class MiniConfig:
     ------
     DatasetError
         If a number of clips or a share is impossible.
+    ValueError
+        If a value is not of its setting's type.
     """
     seed: int = 0
     clean_per_class: int = 12
@@ -582,6 +584,7 @@ class MiniConfig:
     share_mixed: float = 0.12
 
     def __post_init__(self):
+        check_types(self)
         noisy_besides_small = self.noisy_per_class - self.noisy_small_per_class
         smallest = min(self.clean_per_class, self.noisy_small_per_class, self.test_per_class)
         if smallest < 1 or noisy_besides_small < 0:
