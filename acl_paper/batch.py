@@ -166,12 +166,12 @@ def as_csv(rows: list[dict], *, header: bool = True) -> str:
     return text.getvalue()
 
 
-ARRAYS = {"files": "file", "embeddings": "embedding", "notes": "note", "models": "model",
-          "contents": "content"}
+ARRAYS = {"files": "file", "seconds": "seconds", "notes": "note", "models": "model", "contents": "content",
+          "embeddings": "embedding"}
 
 
 def as_npz(rows: list[dict]) -> bytes:
-    "The arrays files, embeddings, notes, models and contents, one value of each per row."
+    "The arrays files, seconds, notes, models, contents and embeddings, one value of each per row."
     content = io.BytesIO()
     np.savez(content, **{name: np.array([row[key] for row in rows]) for name, key in ARRAYS.items()})
     return content.getvalue()
@@ -542,14 +542,14 @@ def embedded(classifier: Classifier, origin: dict, format: str, path: str) -> li
     content = file_content(path)
     heard = classifier.hear(path)
     values = [float(f"{value:.9g}") for value in heard.embedding]
-    columns = dict(enumerate(values)) if format == "csv" else {"embedding": values}
+    columns = dict(zip(map(str, range(len(values))), values)) if format == "csv" else {"embedding": values}
     row = {"file": path, "seconds": round(heard.duration_s, 3), "note": heard.note}
     return [row | origin | {"content": content} | columns]
 
 
 def embedding_line(row: dict) -> str:
     "A row of `embedded` for the screen."
-    values = row["embedding"] if "embedding" in row else [key for key in row if isinstance(key, int)]
+    values = row["embedding"] if "embedding" in row else [key for key in row if key.isdigit()]
     return f"{printable(row['file'])}: {len(values)} values" + (f"; {row['note']}" if row["note"] else "")
 
 # %% ../nbs/20a_batch.ipynb #5a032469
