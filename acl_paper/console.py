@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['NO_LOCKS', 'KINDS', 'DatasetError', 'error_message', 'printable', 'some_names', 'warn_once', 'project_root',
-           'user_path', 'can_name_folder', 'Progress', 'track', 'progress_in_megabytes', 'check_space', 'make_folder',
-           'full_disk_reported', 'read_rows', 'read_columns', 'put_in_place', 'replacing', 'write_atomically',
-           'hold_lock', 'file_state', 'is_settled', 'cache_file', 'read_cache', 'write_cache', 'check_once', 'is_whole',
-           'check_types', 'load_object', 'command', 'check_extra']
+           'project_folder', 'user_path', 'can_name_folder', 'Progress', 'track', 'progress_in_megabytes',
+           'check_space', 'make_folder', 'full_disk_reported', 'read_rows', 'read_columns', 'put_in_place', 'replacing',
+           'write_atomically', 'hold_lock', 'file_state', 'is_settled', 'cache_file', 'read_cache', 'write_cache',
+           'check_once', 'is_whole', 'check_types', 'load_object', 'command', 'check_extra']
 
 # %% ../nbs/04_console.ipynb #5e3679f4
 import contextlib
@@ -89,6 +89,24 @@ def project_root() -> Path:
     "The nearest folder at or above the working directory that holds ``settings.ini``, else that directory."
     here = Path.cwd()
     return next((p for p in (here, *here.parents) if (p / "settings.ini").is_file()), here)
+
+# %% ../nbs/04_console.ipynb #ce6447eb
+def project_folder(name: str) -> Path:
+    """A folder of the project, such as ``runs``: for what is read and written where no folder was named.
+
+    A line on standard error, once, says where that is if the working directory is in no project.
+    """
+    root = project_root()
+    if not (root / "settings.ini").is_file():
+        _say_where(root)
+    return root / name
+
+
+@functools.cache
+def _say_where(root):
+    print(f"{root} is in no project (no settings.ini there or above). What is not named is read and written "
+          f"there: {root / 'data'}, {root / 'runs'}, {root / 'figures'}. For a project's own, work in its "
+          "folder, or give papermill --cwd", file=sys.stderr, flush=True)
 
 # %% ../nbs/04_console.ipynb #7e72b096
 def user_path(text: str | Path) -> Path:

@@ -30,8 +30,21 @@ from scipy import fft
 from scipy.io import wavfile
 from scipy.signal import butter, lfilter, sosfilt
 
-from .console import DatasetError, check_types, command, hold_lock, make_folder, project_root, track, user_path
-from .data import AUDIO_FOLDERS, read_description
+# %% ../nbs/07_mini.ipynb #863d406c
+from acl_paper.console import (
+    DatasetError,
+    check_types,
+    command,
+    hold_lock,
+    make_folder,
+    project_folder,
+    track,
+    user_path,
+)
+from acl_paper.data import (
+    AUDIO_FOLDERS,
+    read_description,
+)
 
 # %% ../nbs/07_mini.ipynb #d0e3a926
 SAMPLE_RATE = 44_100  # Hz, as in FSDnoisy18k
@@ -839,7 +852,7 @@ def acl_mini(
 ):
     "Make the synthetic mini data set and print where it is."
     try:
-        root = make_mini(dest or project_root() / "data" / "mini", seed=seed, n_jobs=n_jobs or None)
+        root = make_mini(dest or project_folder("data") / "mini", seed=seed, n_jobs=n_jobs or None)
     except (DatasetError, OSError) as error:
         raise SystemExit(f"acl_mini: {error}") from None
     print(f"The mini data set (synthetic, seed {seed}) is in {root}")

@@ -26,7 +26,7 @@ from torch import Tensor
 # %% ../nbs/20b_quick_probe.ipynb #28bd661e
 from .audio import AudioError, links_leading_out, usable_cores
 from .batch import load_classifier, results_of, shown_path
-from .console import DatasetError, command, make_folder, project_root, some_names
+from .console import DatasetError, command, make_folder, project_folder, some_names
 from .data import class_names, load_clips, locate_dataset
 from .evaluation import Run, accuracy, clip_outputs, prediction_table
 from .inference import Classifier, Recording, outputs_by_batch, patch_hop_of
@@ -234,7 +234,7 @@ def acl_probe(folder: str,  # of labelled clips: a folder per class, or a clips.
         clips = load_clips(location.root)
     classifier = load_classifier(run, device, ("pretraining",))
     settings = ProbeConfig(subset="all", optimiser="lbfgs", epochs=1)
-    out = Path(out) if out else default_folder(project_root()/"runs", location.name, run, settings)
+    out = Path(out) if out else default_folder(project_folder("runs"), location.name, run, settings)
     make_folder(out, "the run")
     embedded, problems = embed_clips(classifier, location.root, clips, n_jobs=jobs or min(4, usable_cores()))
     for problem in problems:
