@@ -851,6 +851,8 @@ def acl_mini(
     n_jobs: int = 0,  # processes; 0 for as many as there are processors, four at most
 ):
     "Make the synthetic mini data set and print where it is."
+    if n_jobs < 0:
+        raise DatasetError(f"--n_jobs must be 0 or more, not {n_jobs}.")
     try:
         root = make_mini(dest or project_folder("data") / "mini", seed=seed, n_jobs=n_jobs or None)
     except (DatasetError, OSError) as error:

@@ -1,17 +1,22 @@
 """Settings are of the types that their dataclasses name, from the moment they are made: no value of another type gets in, and each that is refused is named."""
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acl_paper.augment import AugmentConfig
+from acl_paper.console import DatasetError
+from acl_paper.evaluation import choose_device
+from acl_paper.inference import hop_frames
 from acl_paper.log_mel import FeatureConfig
-from acl_paper.mini import MiniConfig
+from acl_paper.mini import MiniConfig, acl_mini
 from acl_paper.patches import SplitConfig
 from acl_paper.pretraining import PretrainConfig, ViewLossConfig
 from acl_paper.probing import ProbeConfig
+from acl_paper.quick_probe import acl_probe
 from acl_paper.training import TrainConfig
 
 SETTINGS = (FeatureConfig, MiniConfig, SplitConfig, TrainConfig, ViewLossConfig, PretrainConfig, AugmentConfig, ProbeConfig)
@@ -70,3 +75,17 @@ def test_the_setting_the_type_and_the_value_are_named(kind, wrong, told):
     with pytest.raises(ValueError) as raised:
         kind(**wrong)
     assert told in str(raised.value)
+
+
+@pytest.mark.parametrize("call, told", [
+    (lambda: acl_probe("nowhere", jobs=-1), "--folds must be from 2 and --jobs from 1, not 5 and -1"),
+    (lambda: acl_probe("nowhere", folds=0), "--folds must be from 2 and --jobs from 1, not 0 and None"),
+    (lambda: acl_mini("nowhere", n_jobs=-5), "--n_jobs must be 0 or more, not -5"),
+    (lambda: choose_device("abacus"), 'device "abacus" is none that torch knows'),
+    (lambda: hop_frames(SimpleNamespace(features=FeatureConfig(), patch_frames=100), float("nan")), "the hop must lie between 0.02 s and the 2 s of a patch, not be nan"),
+])
+def test_a_command_refuses_what_cannot_be_before_it_works(call, told):
+    """As a `DatasetError`, which a command ends with in one line."""
+    with pytest.raises(DatasetError) as raised:
+        call()
+    assert told in str(raised.value) and "\n" not in str(raised.value)
