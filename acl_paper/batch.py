@@ -232,6 +232,17 @@ def _taken_over(path: Path, kept: Path, format: str, origin: dict) -> list[dict]
                            "leave out --resume, or give another --out")
     return rows
 
+# %% ../nbs/20a_batch.ipynb #72b8a0fe
+def _contents(paths: list[str]) -> dict[str, str]:
+    "Size and checksum of each file."
+    sizes = {path: os.path.getsize(path) for path in paths}
+    contents = {}
+    with progress_in_megabytes(sum(sizes.values()), "looking for changes") as progress:
+        for path, size in sizes.items():
+            contents[path] = file_content(path)
+            progress.advance(size / 1e6)
+    return contents
+
 # %% ../nbs/20a_batch.ipynb #67f86fbb
 class Results:
     """Rows of a batch: kept one by one beside a file, which is written when all are there.
@@ -264,14 +275,8 @@ class Results:
 
     def drop_changed(self, recordings: Iterable[str]) -> set[str]:
         "Drop the rows of those recordings whose files have another content by now; their names."
-        sizes = {row["file"]: 0 for row in self.rows}
-        sizes = {path: os.path.getsize(path) for path in recordings if path in sizes and os.path.isfile(path)}
-        contents = {}
-        with progress_in_megabytes(sum(sizes.values()), "looking for changes") as progress:
-            for path, size in sizes.items():
-                contents[path] = file_content(path)
-                progress.advance(size / 1e6)
         before = {row["file"]: row.get("content") for row in self.rows}
+        contents = _contents([path for path in recordings if path in before and os.path.isfile(path)])
         changed = {path for path in contents if contents[path] != before[path]}
         if changed:
             self._file.close()
@@ -423,12 +428,16 @@ def run_batch(name: str, work: Callable[[str], list[dict]], recordings: list[str
     screen.close()
     if results:
         results.finish()
-        resumed = f", {len(recordings) - len(left)} of them before" if done else ""
-        resumed += f", {len(changed)} changed since" if changed else ""
-        told = f"{len(recordings)} recordings{resumed}: {results.path} has {len(results.rows)} rows"
-        print(told, file=sys.stderr)
+        resumed = _resumed(len(recordings) - len(left), len(changed))
+        rows = f"{results.path} has {len(results.rows)} rows"
+        print(f"{len(recordings)} recordings{resumed}: {rows}", file=sys.stderr)
     if n_bad:
         raise SystemExit(1)
+
+# %% ../nbs/20a_batch.ipynb #4d18ab10
+def _resumed(n_before, n_changed):
+    before = f", {n_before} of them before" if n_before else ""
+    return before + (f", {n_changed} changed since" if n_changed else "")
 
 
 def _show(screen, rows, *, is_kept):

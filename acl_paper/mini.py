@@ -705,7 +705,7 @@ def _write_tables(root: Path, plan: pd.DataFrame) -> None:
     path = root / "FSDnoisy18k.meta/mini_manifest.csv"
     manifest.to_csv(path, index=False, float_format="%.4f", lineterminator="\n")
 
-# %% ../nbs/07_mini.ipynb #5554b2f5
+# %% ../nbs/07_mini.ipynb #80589505
 @contextlib.contextmanager
 def _ctrl_c_ignored() -> Iterator[None]:
     "Ignore Ctrl-C for a moment: a process that is started meanwhile ignores it for good."
@@ -718,7 +718,7 @@ def _ctrl_c_ignored() -> Iterator[None]:
     finally:
         signal.signal(signal.SIGINT, before)
 
-
+# %% ../nbs/07_mini.ipynb #5554b2f5
 def _write_set(root: Path, config: MiniConfig, n_jobs: int, every_s: float | None) -> None:
     "Write the whole set into the empty folder `root`, its description last."
     from joblib import Parallel, delayed
