@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 # %% ../nbs/11_augment.ipynb #72b3933d
+from .console import check_types
 from .losses import check_setting
 from .patches import ClipFrames, random_patches
 
@@ -228,6 +229,7 @@ class AugmentConfig:
     mask_width: int = 20
 
     def __post_init__(self):
+        check_types(self)
         for name in ("mix_level", "noise"):
             check_setting(0 <= getattr(self, name) < 1, name, "in [0, 1)", getattr(self, name))
         check_setting(0 < self.compression <= 1, "compression", "in (0, 1]", self.compression)

@@ -30,7 +30,7 @@ from acl_paper.console import (
     DatasetError,
     can_name_folder,
     load_object,
-    project_root,
+    project_folder,
     read_columns,
     some_names,
     user_path,
@@ -580,7 +580,7 @@ def find_fsdnoisy18k(data_dir: str | Path | None = None) -> Path | None:
             raise DatasetError(f"{name} is {value}, which is not a folder.")
         if value:
             return user_path(value)
-    folder = project_root() / DEFAULT_FOLDER
+    folder = project_folder(DEFAULT_FOLDER)
     return folder if folder.is_dir() else None
 
 # %% ../nbs/05_data.ipynb #d7232823
@@ -692,6 +692,6 @@ def locate_dataset(dataset: str = "auto", data_dir: str | Path | None = None) ->
 # %% ../nbs/05_data.ipynb #c6e00623
 def _locate_generated(name: str, data_dir: str | Path | None) -> DatasetLocation:
     "A set of `GENERATED`, in `data_dir` or in the project's ``data`` folder; made now where it is not there."
-    root = user_path(data_dir) if data_dir else project_root() / "data" / name
+    root = user_path(data_dir) if data_dir else project_folder("data") / name
     load_object(GENERATED[name])(root)
     return DatasetLocation(_name_of(root, name), root, True)

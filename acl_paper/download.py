@@ -26,6 +26,7 @@ from acl_paper.console import (
     full_disk_reported,
     hold_lock,
     make_folder,
+    project_folder,
     project_root,
     put_in_place,
     some_names,
@@ -529,7 +530,7 @@ def acl_download(
     Run it again to resume after an interruption.
     """
     kind = "embeddings" if embeddings else "weights" if weights else "FSDnoisy18k"
-    folder = user_path(dest) if dest else project_root() / "data" / kind
+    folder = user_path(dest) if dest else project_folder("data") / kind
     chosen = None if parts == "all" else parts.replace(",", " ").split()
     try:
         if kind in PUBLISHED_FILES:
@@ -539,7 +540,7 @@ def acl_download(
                              keep_zips=keep_zips, retries=retries)
         print(*_closing_report(folder), sep="\n")
     except KeyboardInterrupt:
-        raise SystemExit("\nacl_download: stopped. The same command resumes from here.") from None
+        raise KeyboardInterrupt("The same command resumes from here.") from None
 
 
 def _download_published(kind: str, folder: Path, base_url: str | None, retries: int) -> None:

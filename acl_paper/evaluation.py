@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # %% ../nbs/12_evaluation.ipynb #f40bb72d
+from .console import DatasetError
 from .features import FeatureConfig
 from .networks import NetworkOutput, placed
 from .patches import InputScale, Patches, Scaler
@@ -38,18 +39,22 @@ def choose_device(device: str = "auto") -> torch.device:
 
     Raises
     ------
-    ValueError
-        for "cuda" or "mps" where torch sees no such GPU.
+    DatasetError
+        for "cuda" or "mps" where torch sees no such GPU, and for a name that it does not know.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
     kind = device.partition(":")[0]
     if kind in there and not there[kind]():
-        raise ValueError(
+        raise DatasetError(
             f'device "{device}" was asked for, but torch sees no GPU here; use device="auto" or "cpu"'
         )
-    return torch.device(device)
+    try:
+        return torch.device(device)
+    except RuntimeError:
+        known = 'use device="auto", "cpu" or "cuda"'
+        raise DatasetError(f'device "{device}" is none that torch knows; {known}') from None
 
 # %% ../nbs/12_evaluation.ipynb #8bf2aac5
 @contextmanager

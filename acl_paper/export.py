@@ -270,6 +270,8 @@ def acl_export(run: str,  # run folder of the model
     for path in filter(None, (onnx, pt2)):
         if not Path(path).absolute().parent.is_dir():
             raise SystemExit(f"acl_export: {path} cannot be written: its folder is not there")
+        if Path(path).is_dir():
+            raise SystemExit(f"acl_export: {path} is a folder; give the name of the file")
     if onnx:
         export_onnx(AudioTimeline(loaded) if model.classes else model, onnx)
     if pt2:

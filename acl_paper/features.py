@@ -54,7 +54,7 @@ from acl_paper.console import (
     make_folder,
     printable,
     progress_in_megabytes,
-    project_root,
+    project_folder,
     replacing,
     some_names,
     user_path,
@@ -631,7 +631,7 @@ def feature_store(location: DatasetLocation, *, config: FeatureConfig = FeatureC
     FeatureStore
         As `extract_features` returns it, with its errors.
     """
-    folder = user_path(features_dir) if features_dir else project_root()/"data/features"
+    folder = user_path(features_dir) if features_dir else project_folder("data/features")
     path = folder / location.name / f"{config.digest}.h5"
     return extract_features(location.root, path, config=config, skip_bad=skip_bad, n_jobs=n_jobs,
                             report_every_s=report_every_s)

@@ -333,7 +333,7 @@ def row_of(name: str, heard: Heard, classes: list[str], *, top: int = 1, thresho
 def hop_frames(run: Run, hop_s: float) -> int:
     "Frames between the patches of a timeline; a `DatasetError` where there would be gaps between them."
     frame_s = run.features.hop_length / run.features.sample_rate
-    hop = round(hop_s / frame_s)
+    hop = round(hop_s / frame_s) if np.isfinite(hop_s) else 0
     if not 1 <= hop <= run.patch_frames:
         longest_s = run.patch_frames * frame_s
         raise DatasetError(f"the hop must lie between {frame_s:.3g} s and the {longest_s:.3g} s of a patch, "

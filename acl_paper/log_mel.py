@@ -21,7 +21,7 @@ import scipy.fft
 
 # %% ../nbs/08b_log_mel.ipynb #88c51f9f
 from .audio import UNREADABLE, AudioError, file_content, read_audio
-from .console import printable
+from .console import check_types, printable
 
 # %% ../nbs/08b_log_mel.ipynb #ecd79348
 @dataclass(frozen=True)
@@ -47,6 +47,11 @@ class FeatureConfig:
     log_offset : float
         Added to the mel power before the decimal logarithm.
 
+    Raises
+    ------
+    ValueError
+        for a value that cannot be, naming the setting and what it may be.
+
     References
     ----------
     The paper, section 3.1, and its released code.
@@ -62,6 +67,17 @@ class FeatureConfig:
     fmin_hz: float = 0.0
     fmax_hz: float = 22_050.0
     log_offset: float = float(np.finfo(np.float64).eps)
+
+    def __post_init__(self):
+        check_types(self)
+        for name in ("sample_rate", "n_fft", "win_length", "hop_length", "n_mels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be a whole number from 1, got {getattr(self, name)}")
+        if self.win_length > self.n_fft:
+            raise ValueError(f"win_length must be at most n_fft, {self.n_fft}, got {self.win_length}")
+        if not 0 <= self.fmin_hz < self.fmax_hz <= self.sample_rate / 2:
+            raise ValueError("fmin_hz and fmax_hz must lie between 0 and half the sample rate, the lower one "
+                             f"first, got {self.fmin_hz} and {self.fmax_hz}")
 
     @property
     def digest(self) -> str:

@@ -16,9 +16,11 @@ import glob
 import json
 import os
 import shutil
+import signal
+import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -28,8 +30,21 @@ from scipy import fft
 from scipy.io import wavfile
 from scipy.signal import butter, lfilter, resample_poly, sosfilt
 
-from .console import DatasetError, command, hold_lock, make_folder, project_root, track, user_path
-from .data import AUDIO_FOLDERS, read_description
+# %% ../nbs/07_mini.ipynb #863d406c
+from acl_paper.console import (
+    DatasetError,
+    check_types,
+    command,
+    hold_lock,
+    make_folder,
+    project_folder,
+    track,
+    user_path,
+)
+from acl_paper.data import (
+    AUDIO_FOLDERS,
+    read_description,
+)
 
 # %% ../nbs/07_mini.ipynb #d0e3a926
 SAMPLE_RATE = 44_100  # Hz, as in FSDnoisy18k
@@ -587,6 +602,8 @@ class MiniConfig:
     ------
     DatasetError
         If a number of clips or a share is impossible.
+    ValueError
+        If a value is not of its setting's type.
     """
     seed: int = 0
     clean_per_class: int = 8
@@ -598,6 +615,7 @@ class MiniConfig:
     share_mixed: float = 0.12
 
     def __post_init__(self):
+        check_types(self)
         noisy_besides_small = self.noisy_per_class - self.noisy_small_per_class
         smallest = min(self.clean_per_class, self.noisy_small_per_class, self.test_per_class)
         if smallest < 1 or noisy_besides_small < 0:
@@ -705,6 +723,19 @@ def _write_tables(root: Path, plan: pd.DataFrame) -> None:
     path = root / "FSDnoisy18k.meta/mini_manifest.csv"
     manifest.to_csv(path, index=False, float_format="%.4f", lineterminator="\n")
 
+# %% ../nbs/07_mini.ipynb #80589505
+@contextlib.contextmanager
+def _ctrl_c_ignored() -> Iterator[None]:
+    "Ignore Ctrl-C for a moment: a process that is started meanwhile ignores it for good."
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
 # %% ../nbs/07_mini.ipynb #5554b2f5
 def _write_set(root: Path, config: MiniConfig, n_jobs: int, every_s: float | None) -> None:
     "Write the whole set into the empty folder `root`, its description last."
@@ -717,7 +748,9 @@ def _write_set(root: Path, config: MiniConfig, n_jobs: int, every_s: float | Non
         delayed(_write_clip)(root, row.split, row.fname, row.sounds, row.n_samples, [config.seed, row.clip])
         for row in plan.itertuples()
     )
-    with contextlib.closing(Parallel(n_jobs=n_jobs, return_as="generator")(jobs)) as written:
+    with _ctrl_c_ignored():  # by the processes that are started, which this one ends
+        written = Parallel(n_jobs=n_jobs, return_as="generator")(jobs)
+    with contextlib.closing(written):
         for _ in track(written, total=len(plan), unit="clips", label="mini data set", every_s=every_s):
             pass
     if n_jobs > 1:
@@ -836,8 +869,10 @@ def acl_mini(
     n_jobs: int = 0,  # processes; 0 for as many as there are processors, four at most
 ):
     "Make the synthetic mini data set and print where it is."
+    if n_jobs < 0:
+        raise DatasetError(f"--n_jobs must be 0 or more, not {n_jobs}.")
     try:
-        root = make_mini(dest or project_root() / "data" / "mini", seed=seed, n_jobs=n_jobs or None)
+        root = make_mini(dest or project_folder("data") / "mini", seed=seed, n_jobs=n_jobs or None)
     except (DatasetError, OSError) as error:
         raise SystemExit(f"acl_mini: {error}") from None
     print(f"The mini data set (synthetic, seed {seed}) is in {root}")

@@ -39,7 +39,7 @@ from acl_paper.networks import (
 # %% ../nbs/14_pretraining.ipynb #ceb5d146
 from . import evaluation
 from .augment import AugmentConfig, two_views
-from .console import DatasetError, Progress, load_object
+from .console import DatasetError, Progress, check_types, load_object
 from .download import find_published
 from .evaluation import Run, autocast, choose_device, clip_outputs, lean, outputs_of, tuned
 from .features import SSL_FEATURES
@@ -58,6 +58,9 @@ class ViewLossConfig:
     margin_rad: float = 0.5
     reduction: str = "released"  # "mean": see `angular_margin_loss`
     loss: str = "acl"  # or an import path of a whole loss, called with (embedding, clip numbers, projections)
+
+    def __post_init__(self):
+        check_types(self)
 
 
 def view_loss(config: ViewLossConfig) -> Callable:
@@ -139,8 +142,6 @@ def _check_pretraining(config):
     check_settings(config, choices=PRETRAIN_CHOICES, named=NAMED, at_least=LEAST)
     AngularContrastiveLoss(config.alpha, reduction=config.reduction, margin_rad=config.margin_rad)
     check_setting(config.temperature > 0, "temperature", "above 0", config.temperature)
-    is_augment = isinstance(config.augment, AugmentConfig)
-    check_setting(is_augment, "augment", "settings of `AugmentConfig`", config.augment)
 
 # %% ../nbs/14_pretraining.ipynb #b7933873
 PRESETS = {

@@ -26,7 +26,7 @@ from torch import Tensor
 # %% ../nbs/20b_quick_probe.ipynb #28bd661e
 from .audio import AudioError, links_leading_out, usable_cores
 from .batch import load_classifier, results_of, shown_path
-from .console import DatasetError, command, make_folder, project_root, some_names
+from .console import DatasetError, command, make_folder, project_folder, some_names, user_path
 from .data import class_names, load_clips, locate_dataset
 from .evaluation import Run, accuracy, clip_outputs, prediction_table
 from .inference import Classifier, Recording, outputs_by_batch, patch_hop_of
@@ -228,13 +228,15 @@ def acl_probe(folder: str,  # of labelled clips: a folder per class, or a clips.
               device: str = "auto",  # auto, cpu, cuda ...
               jobs: int = None):  # clips at a time (default: one per core, up to 4)
     "Fit a linear classifier for a folder of clips to what a frozen encoder makes of them."
+    if folds < 2 or (jobs is not None and jobs < 1):
+        raise DatasetError(f"--folds must be from 2 and --jobs from 1, not {folds} and {jobs}")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* marks no test clips")  # all clips are tested on
         location = locate_dataset("auto", folder)
         clips = load_clips(location.root)
     classifier = load_classifier(run, device, ("pretraining",))
     settings = ProbeConfig(subset="all", optimiser="lbfgs", epochs=1)
-    out = Path(out) if out else default_folder(project_root()/"runs", location.name, run, settings)
+    out = user_path(out) if out else default_folder(project_folder("runs"), location.name, run, settings)
     make_folder(out, "the run")
     embedded, problems = embed_clips(classifier, location.root, clips, n_jobs=jobs or min(4, usable_cores()))
     for problem in problems:

@@ -501,10 +501,7 @@ def _whole(path, read):
 
 def _described(config):
     "Settings, features and class names as a config.json has them."
-    from acl_paper.patches import check_types
-
     features = FeatureConfig(**config["features"])
-    check_types(features)
     if config["kind"] == "probe":
         _settings("pretraining", config["pretrained"])
     return settings_of(config), features, list(config["classes"])

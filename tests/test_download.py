@@ -438,7 +438,7 @@ def test_command_stopped_by_ctrl_c(server, md5_file, tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     told = process.communicate(timeout=60)[1]
-    assert process.returncode != 0 and told.strip() == "acl_download: stopped. The same command resumes from here."
+    assert process.returncode == 130 and told.strip() == "acl_download: stopped. The same command resumes from here."
 
 
 def test_files_are_checked_one_by_one_and_fetched_once(server, tmp_path):

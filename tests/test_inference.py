@@ -16,6 +16,8 @@ import torch
 from helpers import PEAK_BYTES, REAL_MINI, ROOT, SHARED, command, environment, run
 
 from acl_paper.audio import AudioError, audio_blocks, read_audio
+from acl_paper.batch import Results, acl_embed, acl_predict, read_results
+from acl_paper.console import DatasetError
 from acl_paper.evaluation import Run, clip_outputs, outputs_of
 from acl_paper.features import SSL_FEATURES, FeatureConfig
 from acl_paper.inference import KEPT_BLOCKS, Classifier, Recording, segments
@@ -255,6 +257,55 @@ def test_resume_takes_no_other_models_work(runs, recordings, tmp_path):
         assert (again.returncode, again.stdout) == (0, "") and (tmp_path / f"heard.{format}").read_bytes() == before
         refused = run([*arguments, "--run", runs / "probe", "--resume"])
         assert refused.returncode != 0 and "leave out --resume" in refused.stderr
+
+
+@pytest.mark.parametrize(("typed", "suffix"), [(acl_predict, "csv"), (acl_predict, "jsonl"), (acl_embed, "npz"), (acl_embed, "csv")])
+def test_resume_hears_again_what_has_changed(runs, tmp_path, capsys, typed, suffix):
+    """By content: also a file of the same size and time of change, and not one that was only touched, or is gone."""
+    out, files = tmp_path / f"heard.{suffix}", [tmp_path / f"{letter}.wav" for letter in "abcd"]
+    for seed, file in enumerate(files):
+        soundfile.write(file, noise(2, seed=seed), 44_100)
+    settings = {"paths": list(map(str, files)), "run": str(runs / "training"), "out": str(out), "resume": True, "device": "cpu"}
+    typed(**settings)
+    assert capsys.readouterr().err.endswith(f"heard.{suffix} has 4 rows\n")
+    first, times = out.read_bytes(), files[1].stat()
+    soundfile.write(files[1], noise(2, seed=9), 44_100)
+    os.utime(files[1], ns=(times.st_atime_ns, times.st_mtime_ns))
+    os.utime(files[2])
+    files[3].unlink()
+    typed(**settings)
+    told = capsys.readouterr()
+    assert told.out.count("\n") == 1 and told.out.startswith(f"{files[1]}: ")
+    assert "4 recordings, 3 of them before, 1 changed since" in told.err and out.read_bytes() != first
+    assert sorted(row["file"] for row in read_results(out, suffix)) == settings["paths"]
+
+
+@pytest.mark.parametrize(("before", "now"), [
+    ({}, {"top": 2}), ({}, {"threshold": 0.2}), ({}, {"timeline": True}), ({"timeline": True}, {"timeline": True, "hop": 0.5}), ({"timeline": True}, {}),
+])
+def test_resume_takes_no_other_settings_work(runs, tmp_path, before, now):
+    """Also where all recordings are done, so that nothing would be worked on."""
+    soundfile.write(tmp_path / "a.wav", noise(3), 44_100)
+    call = {"paths": [str(tmp_path / "a.wav")], "run": str(runs / "training"), "out": str(tmp_path / "heard.csv"), "device": "cpu"}
+    acl_predict(**call, **before)
+    written = (tmp_path / "heard.csv").read_bytes()
+    with pytest.raises(DatasetError, match="heard.csv was begun with the model .* and the settings .*; leave out --resume"):
+        acl_predict(**call, **now, resume=True)
+    assert (tmp_path / "heard.csv").read_bytes() == written
+
+
+def test_resume_after_a_second_call_was_killed(tmp_path):
+    """What is under way is resumed, not mixed with what was finished before: every recording has one row."""
+    out, origin = tmp_path / "heard.csv", {"model": "net 12345678", "settings": "top=1 threshold=0"}
+    rows = [{"file": name, "probability": 0.5, **origin, "content": "-"} for name in "abc"]
+    for n_kept in (3, 2):  # the second call is killed after two
+        results = Results(out, "csv", origin)
+        for row in rows[:n_kept]:
+            results.keep([row])
+        if n_kept == 3:
+            results.finish()
+    resumed = Results(out, "csv", origin, resume=True)
+    assert [row["file"] for row in resumed.rows] == ["a", "b"]
 
 
 def test_timeline(runs, recordings, tmp_path):
