@@ -21,7 +21,7 @@ from acl_paper.patches import make_split
 from acl_paper.training import TrainConfig, fit
 
 MODEL = ROOT / "docs" / "demo" / "mini.onnx"
-SETTINGS = TrainConfig(alpha=0.5, subset="clean", epochs=40)
+SETTINGS = TrainConfig(alpha=0.5, subset="all", epochs=40)
 
 
 def main():
