@@ -346,14 +346,15 @@ def printable_table(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def _per_cent(accuracy):
-    return "–" if np.isnan(accuracy) else f"{100 * accuracy:.1f}"
+    "With one digit, from the five that the saved tables keep: so all of them round alike."
+    return "–" if np.isnan(accuracy) else f"{100 * round(accuracy, 5):.1f}"
 
 
 def _mean_sd(row):
     if row.n_seeds == 0:
         return "–"
-    spread = f" ± {100 * row.sd:.1f}" if row.n_seeds > 1 else ""
-    return f"{100 * row['mean']:.1f}{spread} ({row.n_seeds:.0f})"
+    spread = f" ± {_per_cent(row.sd)}" if row.n_seeds > 1 else ""
+    return f"{_per_cent(row['mean'])}{spread} ({row.n_seeds:.0f})"
 
 # %% ../nbs/18_results.ipynb #304f8b9c
 def compare_with_baseline(runs: pd.DataFrame) -> pd.DataFrame:

@@ -10,7 +10,7 @@ import soundfile
 
 from acl_paper import mini
 
-EXAMPLE = ["Clapping", "Squeak", "Tearing"]  # one after the other
+EXAMPLE = ["Coin_(dropping)", "Squeak", "Tearing"]  # one after the other
 PAGE = """# Try it
 
 > A trained network in your browser: drop a clip or record one, see what is heard when, and listen. Nothing leaves your machine.
