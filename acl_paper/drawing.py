@@ -362,7 +362,8 @@ def plot_heat_maps(results: pd.DataFrame) -> Figure:
     if results.dataset.iloc[0] == COMPARABLE:
         titles = {"published": f"published clip accuracy (%), {COMPARABLE}"} | titles
     shown = results.dropna(subset=list(titles), how="all")
-    grids = {column: 100 * shown.round(5).pivot(index="subset", columns="alpha", values=column) for column in titles}
+    shown = shown.round(5)  # as the tables are
+    grids = {column: 100 * shown.pivot(index="subset", columns="alpha", values=column) for column in titles}
     limits = {"vmin": min(grid.min(axis=None) for grid in grids.values()),
               "vmax": max(grid.max(axis=None) for grid in grids.values())}
     n_rows, n_columns = shown.subset.nunique(), shown.alpha.nunique()
