@@ -87,7 +87,7 @@ def make_features(part):
 def run_notebook(settings):
     "The shell text of a run: a new log, its threads, its card, its notebook with what all notebooks are told and its own settings."
     return (
-        ": > {log.text:q}\nexport OMP_NUM_THREADS={threads} MPLBACKEND=agg\n"
+        ": > {log.text:q}\nexport OMP_NUM_THREADS={threads}\nunset MPLBACKEND\n"
         + ("export CUDA_VISIBLE_DEVICES={resources.card:q}\n" if GPUS else "")
         + f"{PAPERMILL} -r data_dir {{ROOT:q}} -r runs_dir {{RUNS:q}} -r features_dir {{FEATURES:q}} {settings}"
         + " {input.notebook:q} {log.notebook:q} >> {log.text:q} 2>&1"
@@ -106,7 +106,7 @@ def resumable(run):
 
 def collect_notebook():
     "The shell text of a notebook of results."
-    return f"MPLBACKEND=agg {PAPERMILL} -r runs_dir {{RUNS:q}} -r figures_dir {{FIGURES:q}} {{input.notebook:q}} {{log.notebook:q}} > {{log.text:q}} 2>&1"
+    return f"unset MPLBACKEND; {PAPERMILL} -r runs_dir {{RUNS:q}} -r figures_dir {{FIGURES:q}} {{input.notebook:q}} {{log.notebook:q}} > {{log.text:q}} 2>&1"
 
 
 wildcard_constraints:
