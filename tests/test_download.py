@@ -426,6 +426,7 @@ def test_names_that_lead_out_of_the_folder(server, tmp_path):
 ])
 def test_command_says_what_is_wrong_in_one_line(server, tmp_path, arguments, told):
     (tmp_path / "a file").touch()
+    (tmp_path / "settings.ini").touch()
     done = run("--retries", 0, *arguments, cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.startswith("acl_download: ") and told in done.stderr and done.stderr.count("\n") == 1
 

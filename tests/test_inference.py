@@ -421,6 +421,7 @@ def probed(sounds, tmp_path, *arguments):
 
 @pytest.mark.parametrize("encoder", [pytest.param("published:vgg", marks=needs_weights), "pretraining"])
 def test_from_a_folder_to_a_classifier(runs, sounds, tmp_path, encoder):
+    (tmp_path / "settings.ini").touch()
     done, folder = probed(sounds, tmp_path, "--run", encoder if ":" in encoder else runs / encoder)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     assert "12 clips of 2 classes" in done.stdout and "cross-validated accuracy: 100.0 % [75.8, 100.0] (n = 12)" in done.stdout

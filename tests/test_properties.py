@@ -203,7 +203,8 @@ def test_feature_settings(name, number):
     usual = FeatureConfig()
     value = f"kaiser {number}" if name == "window" else type(getattr(usual, name))(number)
     hypothesis.assume(value != getattr(usual, name))
-    changed = dataclasses.replace(usual, **{name: value})
+    try: changed = dataclasses.replace(usual, **{name: value})
+    except ValueError: return  # refused, as a window longer than the transform is
     assert changed.digest != usual.digest
     assert FeatureConfig(**json.loads(json.dumps(dataclasses.asdict(changed)))).digest == changed.digest
 
