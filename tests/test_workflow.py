@@ -250,3 +250,16 @@ def test_a_subset_that_the_data_have_not_is_refused(project, tmp_path):
     data = make_data_set(tmp_path / "plain", 60, 2.1)
     refused = reproduce(project, data=data, alphas="0.5", subsets="noisy clean", seeds="0", epochs=1, jobs=2)
     assert refused.returncode != 0 and "subsets must be among all, clean, got 'noisy'" in refused.stderr
+
+
+def test_a_cell_that_fails_says_why_and_can_be_looked_at(project, tmp_path):
+    """Its weights cannot be written: a folder of their name is in the way."""
+    data = make_data_set(tmp_path / "failing", 60, 2.1)
+    cell = project / "runs" / "failing" / "all" / "alpha=0.5" / "seed=0"
+    (cell / "model.safetensors" / "mine").mkdir(parents=True)
+    done = reproduce(project, data=data, alphas="0.5", subsets="all clean", seeds="0", epochs=1, jobs=2)
+    assert done.returncode != 0
+    assert "1 of 2 cells have no result" in done.stderr and "model.safetensors" in done.stderr
+    assert "model.safetensors" in (cell / "train.log").read_text()
+    assert any("ename" in output for c in nbformat.read(cell / "train.ipynb", 4).cells for output in c.get("outputs", []))
+    assert (project / "runs" / "failing" / "clean" / "alpha=0.5" / "seed=0" / "metrics.json").is_file()
