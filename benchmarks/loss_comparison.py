@@ -19,16 +19,14 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from acl_paper.console import command, make_folder, project_root, write_atomically
-from acl_paper.data import DatasetLocation, load_clips, locate_dataset
+from acl_paper.console import command, project_root
 from acl_paper.embedding_quality import tolerance, uniformity
 from acl_paper.evaluation import accuracy, clip_outputs, evaluate, macro_accuracy, outputs_of
-from acl_paper.features import FeatureStore, feature_store
+from acl_paper.features import FeatureStore
 from acl_paper.losses import AngularContrastiveLoss
-from acl_paper.mini import MINI_VERSION
 from acl_paper.patches import Patches, Split, make_split
 from acl_paper.training import Run, TrainConfig, fit, optimiser_of
-from benchmarks.tables import rows_on_mini
+from benchmarks.mini_study import fill_rows, mini_data
 
 TRAININGS = project_root() / "figures/loss_comparison/trainings.csv"
 EMBEDDING_SIZE = 48  # of the paper's network
@@ -172,13 +170,12 @@ def measure(run: Run, split: Split, clips: pd.DataFrame) -> dict:
     }
 
 
-def training_row(location: DatasetLocation, store: FeatureStore, method: str, share: float,
-                 config: TrainConfig) -> dict:
-    "Train once and measure; the settings are in the row, too."
-    clips = load_clips(location.root)
-    split = with_flipped_labels(make_split(store, clips, config), share, config.seed)
-    about = {"method": method, "flipped": share, "seed": config.seed, "mini_version": MINI_VERSION}
-    return about | measure(train_with(method, split, config), split, clips)
+def compared(store: FeatureStore, clips: pd.DataFrame, *, epochs: int, method: str, flipped: float,
+             seed: int) -> dict:
+    "Train once with a method, on labels of which a share is flipped, and measure."
+    config = TrainConfig(subset="clean", seed=seed, epochs=epochs)
+    split = with_flipped_labels(make_split(store, clips, config), flipped, seed)
+    return measure(train_with(method, split, config), split, clips)
 
 
 @command
@@ -190,20 +187,11 @@ def main(data_dir: str = None,  # folder of the mini data set; made on first use
     "Train with each loss, share of flipped labels and seed, and print mean accuracies."
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    location = locate_dataset("mini", data_dir)
-    store = feature_store(location, features_dir=features_dir)
-    path = Path(out)
-    make_folder(path.parent, "the rows")
-    rows = rows_on_mini(path)
-    n_rows = seeds * len(FLIPPED) * len(METHODS)
-    for seed in range(seeds):
-        for share in FLIPPED:
-            for method in METHODS:
-                if (method, share, seed) in {(row["method"], row["flipped"], row["seed"]) for row in rows}:
-                    continue
-                config = TrainConfig(subset="clean", seed=seed, epochs=epochs)
-                rows.append(training_row(location, store, method, share, config))
-                write_atomically(path, pd.DataFrame(rows).to_csv(index=False, float_format="%.4f"))
-                print(f"{len(rows)} of {n_rows}: {method}, {share:.0%} flipped", flush=True)
-    accuracies = pd.DataFrame(rows).pivot_table(index="method", columns="flipped", values="accuracy")
-    print((100 * accuracies).round(1).to_string())
+    cells = [{"method": method, "flipped": flipped, "seed": seed}
+             for seed in range(seeds) for flipped in FLIPPED for method in METHODS]
+    rows = fill_rows(Path(out), cells, partial(compared, *mini_data(data_dir, features_dir), epochs=epochs))
+    print((100 * rows.pivot_table(index="method", columns="flipped", values="accuracy")).round(1).to_string())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,6 @@
 """What the benchmarks found, as a table and as a figure."""
-from pathlib import Path
-
 import pandas as pd
+
 
 def benchmark_table(result: dict) -> pd.DataFrame:
     """Seconds per unit, and how many times faster than the reference way.
@@ -31,19 +30,6 @@ def benchmark_table(result: dict) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(rows).set_index(["section", "way"])
-
-
-def rows_on_mini(path: Path) -> list[dict]:
-    """The rows of a study on the mini data set that are there already, without those of another version of it.
-
-    Parameters
-    ----------
-    path : Path
-        CSV file with a column `mini_version`; it need not exist.
-    """
-    if not path.is_file():
-        return []
-    return pd.read_csv(path, dtype={"right": str}).query("mini_version == @MINI_VERSION").to_dict("records")
 
 
 def _with_range(spread, digits):
