@@ -1,4 +1,4 @@
-"""What studies on the synthetic mini data set share: its data, and a CSV file with a row for each training."""
+"""What studies on the synthetic mini data set share: its data, and a CSV file of trainings."""
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
