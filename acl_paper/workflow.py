@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['PACKAGE', 'PAPER_GRID', 'SYNTHETIC_GRID', 'ALLOWED', 'FOLDERS', 'PROBES', 'PAPER_ENCODERS', 'SMALL_ENCODERS', 'PARTS',
-           'code_tree', 'modules_behind', 'code_digest', 'TableData', 'table_data', 'Table', 'plan_table',
-           'EncoderTable', 'plan_encoders', 'plan_parts', 'make_features', 'differences', 'CellEngine', 'linked',
-           'hold_driver_lock', 'visible_gpus', 'snakemake_command', 'acl_reproduce', 'unfinished', 'last_error']
+           'SETTINGS_OF_PARTS', 'code_tree', 'modules_behind', 'code_digest', 'TableData', 'table_data', 'Table',
+           'plan_table', 'EncoderTable', 'plan_encoders', 'plan_parts', 'make_features', 'differences', 'CellEngine',
+           'linked', 'hold_driver_lock', 'visible_gpus', 'snakemake_command', 'acl_reproduce', 'unfinished',
+           'last_error']
 
 # %% ../nbs/21_workflow.ipynb #c132493a
 import ast
@@ -402,10 +403,25 @@ def plan_encoders(config: dict) -> EncoderTable:
 PARTS = {"supervised": plan_table, "selfsupervised": plan_encoders}
 
 
+SETTINGS_OF_PARTS = {"supervised": ("subsets", "folds"),
+                     "selfsupervised": ("temperatures", "linear_epochs", "finetune_epochs")}
+
+
 def plan_parts(config: dict) -> dict[str, Table]:
-    "The tables of the setting `part`: supervised (when it is not set), selfsupervised, or all."
+    """The tables of the setting `part`: supervised (when it is not set), selfsupervised, or all.
+
+    Raises
+    ------
+    ValueError
+        naming a setting that cannot be, or that none of these tables has.
+    """
     parts = _values("part", config.get("part") or "supervised")
-    return {name: plan(config) for name, plan in PARTS.items() if {name, "all"} & {*parts}}
+    asked = {name: plan for name, plan in PARTS.items() if {name, "all"} & {*parts}}
+    for other in PARTS.keys() - asked:
+        for name in SETTINGS_OF_PARTS[other]:
+            if config.get(name) not in (None, ""):
+                raise ValueError(f"{name} cannot be set where part is {parts[0]}: it belongs to {other}")
+    return {name: plan(config) for name, plan in asked.items()}
 
 # %% ../nbs/21_workflow.ipynb #f5dc4a64
 def make_features(part: str, dataset: str, data_dir: str, features_dir: str, n_jobs: int) -> None:

@@ -86,8 +86,9 @@ def test_on_fsdnoisy18k_it_is_the_papers_table_with_five_seeds(project, tmp_path
 
 def test_each_part_has_its_jobs(project):
     rules = ("features", "train", "results", "ssl_features", "pretrain", "probe", "ssl_results")
-    grid = dict(alphas="1 0.3", subsets="clean", seeds="0", temperatures="0.2 0.5")
-    plans = {part: planned(project, part=part, **grid) for part in ("supervised", "selfsupervised", "all")}
+    grid, own = dict(alphas="1 0.3", seeds="0"), {"supervised": dict(subsets="clean"), "selfsupervised": dict(temperatures="0.2 0.5")}
+    own["all"] = own["supervised"] | own["selfsupervised"]
+    plans = {part: planned(project, part=part, **grid, **own[part]) for part in own}
     jobs = {part: [count(rule, plan) for rule in rules] for part, plan in plans.items()}
     assert jobs["supervised"] == [1, 2, 1, 0, 0, 0, 0]
     assert jobs["selfsupervised"] == [0, 0, 0, 1, 4, 12, 1]
