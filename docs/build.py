@@ -29,7 +29,7 @@ BADGE = re.compile(r"\[!\[Open in Colab\]\(\S+\)\]\((\S+)\)")
 
 # The order in which a newcomer reads. A notebook that is not named here comes last in its section.
 WORKFLOW = ["train", "test", "pretrain", "probe", "results", "results_selfsupervised", "change_it"]
-STUDIES = ["uniformity_tolerance", "audit", "benchmark"]
+STUDIES = ["uniformity_tolerance", "audit", "loss_comparison", "benchmark"]
 
 # Where the pages of earlier versions are now
 MOVED = {
