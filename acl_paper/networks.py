@@ -256,9 +256,10 @@ class _OneChannelConvolution(torch.autograd.Function):
             gradient, x, weight, [len(weight)], [1, 1], ctx.padding, [1, 1], False, [0, 0], 1,
             [False, True, True],
         )
-        columns = weight.flatten(1).T @ gradient.flatten(2)  # (B, 25, T F)
-        for_x = fold(columns, x.shape[2:], weight.shape[2:], padding=ctx.padding)
-        return for_x, for_weight, for_bias, None
+        offsets = weight.flatten(1).T.contiguous()  # (25, 24)
+        for_x = [fold(offsets @ each.flatten(1), x.shape[2:], weight.shape[2:], padding=ctx.padding)
+                 for each in gradient]  # a patch at a time, which stays in the processor's cache
+        return torch.stack(for_x), for_weight, for_bias, None
 
 
 class OneChannelConv2d(nn.Conv2d):

@@ -3,22 +3,46 @@ from collections.abc import Callable
 
 import torch
 
-from acl_paper.losses import AngularContrastiveLoss
-from acl_paper.networks import PaperCNN
 from acl_paper.evaluation import tuned
-from benchmarks.reference import ReferenceCNN
+from acl_paper.losses import AngularContrastiveLoss
+from acl_paper.networks import ExactBatchNorm2d, PaperCNN
+from benchmarks.reference import ReferenceCNN, use_plain_convolution
 from benchmarks.timing import stay_in
 
 # "compiled" is on top of "fused Adam" and in float32
 LADDER = (
     "reference",
     "channels last",
-    "order of operations",
+    "ReLU after pool",
     "memory kept",
+    "norm after pool",
+    "first gradient",
     "fused Adam",
     "bfloat16",
     "compiled",
 )
+
+
+class NormFirst(ExactBatchNorm2d):
+    "A batch norm that is taken before the pool."
+
+
+def network_of(has: Callable) -> PaperCNN:
+    """The network with some of the changes.
+
+    Parameters
+    ----------
+    has : callable
+        Whether a change, by its name in `LADDER`, is made.
+    """
+    if not has("ReLU after pool"):
+        return ReferenceCNN(20)
+    network = PaperCNN(20)
+    if not has("norm after pool"):
+        network.norm2, network.norm3 = NormFirst(24), NormFirst(48)
+    if not has("first gradient"):
+        use_plain_convolution(network)
+    return network
 
 
 def prepare_steps(way: str, n_steps: int) -> Callable:
@@ -41,8 +65,7 @@ def prepare_steps(way: str, n_steps: int) -> Callable:
         return LADDER.index(way) >= LADDER.index(change)
 
     torch.manual_seed(0)
-    kind = PaperCNN if has("order of operations") else ReferenceCNN
-    model = kind(20)
+    model = network_of(has)
     if has("channels last"):
         model = model.to(memory_format=torch.channels_last)
     if has("memory kept"):

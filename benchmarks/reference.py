@@ -9,8 +9,9 @@ import h5py
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize, relu
+from torch.nn.utils import skip_init
 
 from acl_paper.features import FeatureConfig, FeatureStore
 from acl_paper.log_mel import log_mel_literal
@@ -21,7 +22,11 @@ PATCH_FRAMES = 100
 
 
 class ReferenceCNN(PaperCNN):
-    "`PaperCNN` with every operation as written in the paper's description."
+    "`PaperCNN` with every operation as written in the paper's description, by PyTorch's own kernels."
+
+    def __init__(self, *sizes, **settings):
+        super().__init__(*sizes, **settings)
+        use_plain_convolution(self)
 
     def forward(self, patches: Tensor) -> NetworkOutput:
         """Logits and embedding of patches (B, 1, T, F)."""
@@ -33,6 +38,13 @@ class ReferenceCNN(PaperCNN):
         hidden = self.dropout(relu(self.norm4(x)).flatten(1))
         hidden = relu(self.linear1(hidden))
         return NetworkOutput(self.linear2(self.dropout(hidden)), x.amax(dim=(2, 3)))
+
+
+def use_plain_convolution(network: PaperCNN) -> None:
+    """Let PyTorch compute all gradients of the first convolution, whose weights stay."""
+    plain = skip_init(nn.Conv2d, 1, 24, kernel_size=5, padding=2)
+    plain.load_state_dict(network.conv1.state_dict())
+    network.conv1 = plain
 
 
 def reference_angular_loss(features: Tensor, labels: Tensor, margin_rad: float = 0.5) -> Tensor:
