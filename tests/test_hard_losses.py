@@ -265,10 +265,10 @@ def test_what_the_message_says_works():
 
 def test_settings_that_cannot_be():
     rows, labels = batch()
-    for call in (lambda: info_nce(rows, labels, temperature=math.nan), lambda: InfoNCE(math.nan)):
-        with pytest.raises(ValueError, match="temperature must be above 0, got nan"):
+    for call in (lambda: info_nce(rows, labels, temperature=math.nan), lambda: InfoNCE(math.nan), lambda: InfoNCE(math.inf)):
+        with pytest.raises(ValueError, match="temperature must be above 0 and finite, got"):
             call()
-    for constant in (0, -50, math.nan):
+    for constant in (0, -50, math.nan, math.inf):
         with pytest.raises(ValueError, match="constant must be above 0"):
             AngularContrastiveLoss(constant=constant)
 
