@@ -64,6 +64,13 @@ def _lines_of_stdin() -> list[str]:
     lines = os.fsdecode(sys.stdin.buffer.read()).split("\n")
     return [line.removesuffix("\r") for line in lines if line.strip()]
 
+# %% ../nbs/20a_batch.ipynb #242764a6
+def _typed(path):
+    "A path as a user types it; a file may have a name that begins with ~."
+    if not path:
+        raise DatasetError("a name without letters was given")
+    return path if os.path.exists(path) else str(user_path(path))
+
 # %% ../nbs/20a_batch.ipynb #3374ea3b
 def find_recordings(paths: Iterable[str]) -> tuple[list[str], list[str]]:
     """The recordings that a user means.
@@ -82,10 +89,11 @@ def find_recordings(paths: Iterable[str]) -> tuple[list[str], list[str]]:
     """
     recordings, complaints = [], []
     for path in [each for path in paths for each in (_lines_of_stdin() if path == "-" else [path])]:
-        if not path:
-            complaints.append("a name without letters was given")
+        try:
+            path = _typed(path)
+        except DatasetError as error:
+            complaints.append(f"{error}")
             continue
-        path = str(user_path(path))
         is_pattern = glob.has_magic(path) and not os.path.exists(path)
         for named in sorted(glob.glob(path, recursive=True)) if is_pattern else [path]:
             recordings += _in_folder(named) if os.path.isdir(named) else [named]
