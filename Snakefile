@@ -49,8 +49,11 @@ def stamp(table):
 
 def results_of(csv, log):
     "The table of a part, which all of its runs are for."
-    RESULT_LOGS[f"{FIGURES_OF_DATA}/{csv}"] = f"{RUNS_OF_DATA}/{log}"
-    return f"{FIGURES_OF_DATA}/{csv}"
+    made = Path(f"{FIGURES_OF_DATA}/{csv}")
+    if made.is_file() and made.stat().st_size == 0:  # as a power cut may leave it
+        made.unlink()
+    RESULT_LOGS[str(made)] = f"{RUNS_OF_DATA}/{log}"
+    return str(made)
 
 
 def inputs(pattern, table):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CHUNKS', 'NOT_STATED', 'REVERSED_BITS', 'KBIT_S', 'MP3_RATES', 'TAGS', 'KINDS', 'LONGEST', 'MOST_BYTES', 'BLOCK',
-           'FOR_FFMPEG', 'UNREADABLE', 'WORTH_NOTING', 'AudioError', 'read_audio', 'audio_blocks', 'links_leading_out',
-           'file_states', 'file_content', 'note_contents', 'audio_contents', 'usable_cores', 'source_fingerprint',
-           'fingerprint_of', 'clip_names', 'storable', 'first_edition_fingerprint']
+           'RATES', 'FOR_FFMPEG', 'UNREADABLE', 'WORTH_NOTING', 'AudioError', 'read_audio', 'audio_blocks',
+           'links_leading_out', 'file_states', 'file_content', 'note_contents', 'audio_contents', 'usable_cores',
+           'source_fingerprint', 'fingerprint_of', 'clip_names', 'storable', 'first_edition_fingerprint']
 
 # %% ../nbs/08a_audio.ipynb #6c27b80f
 import contextlib
@@ -217,6 +217,7 @@ def _check_whole(path: Path, file) -> None:
 LONGEST = 100_000_000  # samples that are read at once, at the rate asked for: 38 minutes at 44.1 kHz, 400 MB
 MOST_BYTES = 80 * LONGEST  # of a file that is read at once
 BLOCK = 1 << 20  # samples of all channels that are read at a time
+RATES = (100, 1_000_000)  # samples per second (Hz) that a sound may have
 
 
 def _check_file(path: Path) -> None:
@@ -227,6 +228,8 @@ def _check_file(path: Path) -> None:
         if not stat.S_ISREG(found.st_mode):
             raise AudioError(path, "it is not a file")
         open(path, "rb").close()
+    except AudioError:
+        raise
     except FileNotFoundError:
         raise AudioError(path, "a link to no file" if os.path.islink(path) else "no such file") from None
     except UnicodeEncodeError:
@@ -241,8 +244,10 @@ def _check_header(path: Path, file) -> None:
     "Refuse an open file that does not say how long it is, or has a sample rate that no sound has."
     if file.frames >= 2**62:
         raise AudioError(path, "its header does not state its length: convert it, for example with ffmpeg")
-    if file.samplerate > 1_000_000:
-        raise AudioError(path, f"its sample rate of {file.samplerate} Hz is above 1 MHz")
+    lowest, highest = RATES
+    if not lowest <= file.samplerate <= highest:
+        between = f"between {lowest} and {highest:,} Hz"
+        raise AudioError(path, f"its sample rate of {file.samplerate} Hz is not {between}")
 
 
 def _check_length(path: Path, file, sample_rate: int) -> None:

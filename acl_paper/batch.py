@@ -61,8 +61,15 @@ def _in_folder(folder: str) -> list[str]:
 
 
 def _lines_of_stdin() -> list[str]:
-    lines = os.fsdecode(sys.stdin.buffer.read()).splitlines()
-    return [line.strip() for line in lines if line.strip()]
+    lines = os.fsdecode(sys.stdin.buffer.read()).split("\n")
+    return [line.removesuffix("\r") for line in lines if line.strip()]
+
+# %% ../nbs/20a_batch.ipynb #242764a6
+def _typed(path):
+    "A path as a user types it; a file may have a name that begins with ~."
+    if not path:
+        raise DatasetError("a name without letters was given")
+    return path if os.path.exists(path) else str(user_path(path))
 
 # %% ../nbs/20a_batch.ipynb #3374ea3b
 def find_recordings(paths: Iterable[str]) -> tuple[list[str], list[str]]:
@@ -82,7 +89,11 @@ def find_recordings(paths: Iterable[str]) -> tuple[list[str], list[str]]:
     """
     recordings, complaints = [], []
     for path in [each for path in paths for each in (_lines_of_stdin() if path == "-" else [path])]:
-        path = str(user_path(path))
+        try:
+            path = _typed(path)
+        except DatasetError as error:
+            complaints.append(f"{error}")
+            continue
         is_pattern = glob.has_magic(path) and not os.path.exists(path)
         for named in sorted(glob.glob(path, recursive=True)) if is_pattern else [path]:
             recordings += _in_folder(named) if os.path.isdir(named) else [named]
@@ -159,7 +170,9 @@ def as_json(value: object) -> str:
 def as_csv(rows: list[dict], *, header: bool = True) -> str:
     "Rows as text, their names in the first line."
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    holds_r = any("\r" in str(value) for row in rows for pair in row.items() for value in pair)
+    quoting = csv.QUOTE_ALL if holds_r else csv.QUOTE_MINIMAL  # else \r ends a line
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n", quoting=quoting)
     if header and rows:
         writer.writeheader()
     writer.writerows(rows)
@@ -179,7 +192,7 @@ def as_npz(rows: list[dict]) -> bytes:
 # %% ../nbs/20a_batch.ipynb #d0aff3cd
 def as_audacity(rows: list[dict]) -> str:
     "Labels as Audacity imports them: start, end and text, separated by tabs."
-    return "".join(f"{row['start']:.3f}\t{row['end']:.3f}\t{row['class']}\n" for row in rows)
+    return "".join(f"{row['start']:.3f}\t{row['end']:.3f}\t{printable(row['class'])}\n" for row in rows)
 
 
 WRITERS = {
@@ -201,7 +214,7 @@ def read_results(path: Path, format: str) -> list[dict]:
             columns = {ARRAYS[name]: stored[name].tolist() for name in stored if name in ARRAYS}
         return [dict(zip(columns, values)) for values in zip(*columns.values())]
     text = path.read_text(encoding="utf-8")
-    return json.loads(text) if format == "json" else [json.loads(line) for line in text.splitlines()]
+    return json.loads(text) if format == "json" else [json.loads(line) for line in text.split("\n") if line]
 
 # %% ../nbs/20a_batch.ipynb #57f8a908
 def _what_made(row: dict) -> tuple:
@@ -214,6 +227,13 @@ def _told(row: dict) -> str:
     return f"the model {row.get('model')}{settings}"
 
 
+def _check_alike(rows):
+    "A ValueError unless all rows have the same columns, and all that a row must have."
+    for row in rows:
+        if row.keys() != rows[0].keys() or None in row or not isinstance(row.get("file"), str):
+            raise ValueError("its rows are not those of one table")
+
+
 def _taken_over(path: Path, kept: Path, format: str, origin: dict) -> list[dict]:
     "The rows that were kept beside a file, else those in it, if they are of the same origin."
     try:
@@ -223,6 +243,7 @@ def _taken_over(path: Path, kept: Path, format: str, origin: dict) -> list[dict]
             rows = [row for line in whole for row in json.loads(line)]
         else:
             rows = read_results(path, format) if path.is_file() else []
+        _check_alike(rows)
         others = [row for row in rows if _what_made(row) != _what_made(origin)]
     except Exception as error:  # whatever a library says of a damaged file
         damaged = kept if kept.is_file() else path
@@ -461,13 +482,14 @@ def prediction_line(row: dict) -> str:
     places = [key[10:] for key in row if re.fullmatch(r"prediction(_\d+)?", key) and row[key]]
     said = ", ".join(f"{row['prediction' + place]} ({row['probability' + place]:.2f})" for place in places)
     text = "; ".join(part for part in (said, row["note"]) if part)
-    return f"{printable(row['file'])}: {text or 'no class is that probable'}"
+    return f"{printable(row['file'])}: {printable(text) or 'no class is that probable'}"
 
 
 def segment_line(row: dict) -> str:
     "A row of `segments` for the screen."
     probability = "" if row["probability"] is None else f" ({row['probability']:.2f})"
-    return f"{printable(row['file'])}: {row['start']:.1f} to {row['end']:.1f} s: {row['class']}{probability}"
+    stretch = f"{row['start']:.1f} to {row['end']:.1f} s"
+    return f"{printable(row['file'])}: {stretch}: {printable(row['class'])}{probability}"
 
 # %% ../nbs/20a_batch.ipynb #88a4564c
 PATHS = "files, folders, wildcards in quotes, or - for a list on standard input"
@@ -507,7 +529,8 @@ def prepare(paths: list[str], out: str | None, format: str | None, allowed: tupl
         raise DatasetError("--resume goes on with a file: name it by --out")
     if jobs is not None and jobs < 1:
         raise DatasetError(f"--jobs must be a whole number from 1, not {jobs}")
-    return recordings, complaints, out, format, jobs or min(4, usable_cores())
+    jobs = min(jobs or min(4, usable_cores()), max(1, len(recordings)))
+    return recordings, complaints, out, format, jobs
 
 # %% ../nbs/20a_batch.ipynb #2d0a2ade
 @command

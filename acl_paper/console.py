@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['NO_LOCKS', 'KINDS', 'DatasetError', 'error_message', 'printable', 'some_names', 'warn_once', 'project_root',
            'project_folder', 'user_path', 'can_name_folder', 'Progress', 'track', 'progress_in_megabytes',
-           'check_space', 'make_folder', 'full_disk_reported', 'read_rows', 'read_columns', 'put_in_place', 'replacing',
-           'write_atomically', 'hold_lock', 'file_state', 'is_settled', 'cache_file', 'read_cache', 'write_cache',
-           'check_once', 'is_whole', 'check_types', 'load_object', 'command', 'check_extra']
+           'check_space', 'make_folder', 'full_disk_reported', 'read_rows', 'read_columns', 'csv_of', 'put_in_place',
+           'replacing', 'write_atomically', 'hold_lock', 'file_state', 'is_settled', 'cache_file', 'read_cache',
+           'write_cache', 'check_once', 'is_whole', 'check_types', 'load_object', 'command', 'check_extra']
 
 # %% ../nbs/04_console.ipynb #5e3679f4
 import contextlib
@@ -429,6 +429,21 @@ def read_columns(path: str | Path, columns: Sequence[str], n_required: int, *, f
         if len(empty):
             raise DatasetError(f"{path}: line {empty[0]} has no {name}.")
     return table
+
+# %% ../nbs/04_console.ipynb #ecc8c4d7
+def csv_of(table, **settings) -> str:
+    """A table as CSV, whatever text it holds.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+    **settings
+        Of its `to_csv`.
+    """
+    text = table.to_csv(**settings)
+    if "\r" not in text:
+        return text
+    return table.to_csv(quoting=csv.QUOTE_NONNUMERIC, **settings)  # else \r ends a line
 
 # %% ../nbs/04_console.ipynb #ed290666
 def put_in_place(beside: Path, path: Path) -> None:

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SUBSETS', 'AUDIO_FOLDERS', 'CLIP_TABLES', 'WAYS_IN', 'OWN_COLUMNS', 'AUDIO_SUFFIXES', 'TEST_SHARE', 'TEST_SEED',
-           'COLUMNS', 'DEFAULT_FOLDER', 'FSDNOISY18K_COUNTS', 'GENERATED', 'one_spelling', 'clip_paths', 'fold_names',
-           'load_clips', 'complete_table', 'class_names', 'audio_path', 'missing_audio', 'subset_names',
-           'select_subset', 'usual_subset', 'dataset_summary', 'table_fingerprint', 'split_clips', 'is_fsdnoisy18k',
-           'find_fsdnoisy18k', 'read_description', 'DatasetLocation', 'locate_dataset']
+           'COLUMNS', 'INVISIBLE_ENDS', 'DEFAULT_FOLDER', 'FSDNOISY18K_COUNTS', 'GENERATED', 'one_spelling',
+           'clip_paths', 'fold_names', 'load_clips', 'complete_table', 'class_names', 'audio_path', 'missing_audio',
+           'subset_names', 'select_subset', 'usual_subset', 'dataset_summary', 'table_fingerprint', 'split_clips',
+           'is_fsdnoisy18k', 'find_fsdnoisy18k', 'read_description', 'DatasetLocation', 'locate_dataset']
 
 # %% ../nbs/05_data.ipynb #cbf0003a
 import functools
@@ -92,7 +92,7 @@ def clip_paths(column: pd.Series, path: Path) -> pd.Series:
     """
     names = column.str.strip().str.replace("\\", "/")
     for line, name in names.items():
-        if name.startswith("/") or name[1:2] == ":" or ".." in name.split("/"):
+        if name.startswith("/") or re.match("[A-Za-z]:", name) or ".." in name.split("/"):
             raise DatasetError(f"{path}: line {line} has {name!r}, which leads out of the data set's folder. "
                                "Write the path from that folder on and copy the file into it, or link it and "
                                "name the link's target in the environment variable ACL_LINKS.")
@@ -280,6 +280,9 @@ def load_clips(root: str | Path, *, test_fold: str = "") -> pd.DataFrame:
         clips = _read_class_folders(root)
     return complete_table(clips, root, test_fold=test_fold)
 
+# %% ../nbs/05_data.ipynb #a67ec663
+INVISIBLE_ENDS = r"^[\s\u00ad\u200b-\u200f\u2060\ufeff]+|[\s\u00ad\u200b-\u200f\u2060\ufeff]+$"
+
 # %% ../nbs/05_data.ipynb #81391531
 def complete_table(clips: pd.DataFrame, root: Path, *, test_fold: str = "") -> pd.DataFrame:
     """What `load_clips` returns, from a table with at least path, fname and label.
@@ -302,14 +305,15 @@ def complete_table(clips: pd.DataFrame, root: Path, *, test_fold: str = "") -> p
 
 def _complete(clips: pd.DataFrame, root: Path) -> pd.DataFrame:
     "Labels in one spelling and without blanks around them, test clips, and class numbers."
-    labels = clips["label"].str.strip()
+    labels = clips["label"].str.replace(INVISIBLE_ENDS, "", regex=True)
     padded = clips["label"][labels != clips["label"]].unique()
     if len(padded):
         warn_once(f"{root}: blanks around labels are left out: {some_names(map(repr, padded))}.")
     labels = labels.map(one_spelling)
-    no_text = [label for label in labels.unique() if re.search("[\ud800-\udfff]", label)]
+    no_text = [label for label in labels.unique() if not label or re.search("[\0\ud800-\udfff]", label)]
     if no_text:
-        raise DatasetError(f"{root}: rename labels that are not text in UTF-8: {some_names(no_text)}.")
+        named = some_names(map(repr, no_text))
+        raise DatasetError(f"{root}: rename labels that are empty or not text in UTF-8: {named}.")
     clips = clips.assign(label=labels)
     if "split" not in clips or "test" not in set(clips["split"]):
         clips["split"] = _draw_test(clips, root)
@@ -444,14 +448,14 @@ def table_fingerprint(clips: pd.DataFrame, subset: str = "all") -> str:
     Returns
     -------
     str
-        Of the clips' names, labels, splits and verified flags, row by row, and of all class names.
+        Of the clips' names, labels, splits, groups and verified flags, row by row, and of all class names.
 
     See Also
     --------
     acl_paper.audio.source_fingerprint : The same of the audio.
     """
     used = pd.concat([select_subset(clips, subset), clips[clips["split"] == "test"]])
-    columns = [name for name in ("fname", "label", "split", "manually_verified") if name in used]
+    columns = [name for name in ("fname", "label", "split", "manually_verified", "group") if name in used]
     rows = used[columns].assign(fname=used["fname"].map(one_spelling)).values.tolist()
     text = json.dumps([class_names(clips), columns, rows])
     return hashlib.sha256(text.encode()).hexdigest()[:32]

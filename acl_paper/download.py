@@ -99,6 +99,7 @@ def _stated_length(response) -> int | None:
 def _fetch(url: str, part: Path, retries: int) -> None:
     "Fetch `part` whole, over several requests; give up when `retries` in a row bring nothing new."
     import requests
+    from urllib3.exceptions import LocationParseError  # which requests lets through
     kept = f"What was fetched is kept in {part}: the same command resumes from there."
     failures = 0
     while True:
@@ -106,7 +107,7 @@ def _fetch(url: str, part: Path, retries: int) -> None:
         try:
             with full_disk_reported(part.parent, kept):
                 return _transfer(url, part)
-        except requests.RequestException as error:
+        except (requests.RequestException, LocationParseError) as error:
             _refuse_final(url, error)
             grown = part.exists() and part.stat().st_size > size_before
             failures = 1 if grown else failures + 1
@@ -261,11 +262,12 @@ def _absent_parts(dest: Path, wanted: list[str], say: Callable[[str], None]) -> 
 def _check_total_space(dest: Path, urls: list[str]) -> None:
     "Refuse a download that cannot fit, where the server tells the sizes of its files."
     import requests
+    from urllib3.exceptions import LocationParseError
     sizes = []
     for url in urls:
         try:
             response = requests.head(url, allow_redirects=True, timeout=30, headers=HEADERS)
-        except requests.RequestException:
+        except (requests.RequestException, LocationParseError):
             return
         if response.ok:
             sizes.append(_stated_length(response) or 0)
@@ -403,6 +405,8 @@ def _read_md5s(path: str | Path) -> dict[str, str]:
                 f"{path}: '{md5} {name}' is not a sum and the name of a file FSDnoisy18k.*.zip."
             )
         md5s[part.removeprefix("FSDnoisy18k.").removesuffix(".zip")] = md5
+    if not md5s:
+        raise DatasetError(f"{path} lists no zip files.")
     return md5s
 
 # %% ../nbs/06_download.ipynb #9c0a41af
@@ -532,6 +536,12 @@ def acl_download(
     kind = "embeddings" if embeddings else "weights" if weights else "FSDnoisy18k"
     folder = user_path(dest) if dest else project_folder("data") / kind
     chosen = None if parts == "all" else parts.replace(",", " ").split()
+    if embeddings and weights:
+        raise DatasetError("--embeddings and --weights are two downloads: give one of them.")
+    if kind in PUBLISHED_FILES and (chosen or md5s):
+        raise DatasetError(f"--parts and --md5s are of FSDnoisy18k, not of --{kind}.")
+    if chosen == []:
+        raise DatasetError(f"--parts names none: give all, or some of {','.join(FSDNOISY18K_MD5)}.")
     try:
         if kind in PUBLISHED_FILES:
             return _download_published(kind, folder, base_url, retries)

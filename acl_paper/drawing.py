@@ -181,8 +181,10 @@ def plot_pretraining(history: pd.DataFrame, axes: Sequence[Axes]) -> None:
 
 # %% ../nbs/19_drawing.ipynb #19d00019
 def readable(names: Sequence[str]) -> list[str]:
-    "Names of classes or subsets as they are printed."
-    return [name.replace("_", " ") for name in names]
+    "Names of classes or subsets as they are printed: no two alike, and nothing in them is a formula."
+    names = [name.replace("$", r"\$") for name in names]
+    with_blanks = [name.replace("_", " ") for name in names]
+    return with_blanks if len({*with_blanks}) == len({*names}) else names
 
 
 def _plot_matrix(values, marks, classes, ax, **colors):
@@ -245,7 +247,8 @@ def plot_class_change(change: pd.DataFrame, ax: Axes) -> None:
     ax : Axes
         To draw on.
     """
-    names = change["class"].str.replace("_", " ")
+    classes = change["class"].unique()
+    names = change["class"].map(dict(zip(classes, readable(classes))))
     order = change.change.groupby(names).mean().sort_values(ascending=False).index
     sns.pointplot(x=100 * change.change, y=names, order=order, errorbar=("pi", 100), linestyle="none",
                   markersize=4, err_kws={"linewidth": 1}, color="C0", ax=ax)

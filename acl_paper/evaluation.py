@@ -26,8 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # %% ../nbs/12_evaluation.ipynb #f40bb72d
-from .console import DatasetError
+from .console import DatasetError, some_names
 from .features import FeatureConfig
+from .losses import unit_vectors
 from .networks import NetworkOutput, placed
 from .patches import InputScale, Patches, Scaler
 
@@ -234,7 +235,7 @@ def clip_outputs(logits: Tensor, embedding: Tensor, patches: Patches) -> ClipOut
         return torch.zeros(len(clips), values.shape[1], device=values.device).index_add_(0, row, values)
 
     first = n_patches.cumsum(0) - n_patches
-    embeddings = by_clip(torch.nn.functional.normalize(embedding, dim=1)) / n_patches[:, None]
+    embeddings = by_clip(unit_vectors(embedding)) / n_patches[:, None]
     return ClipOutputs(clips, patches.labels[first], by_clip(logits.softmax(1)), n_patches, embeddings)
 
 # %% ../nbs/12_evaluation.ipynb #51eed5fe
@@ -242,8 +243,13 @@ CLIP_COLUMNS = ("fname", "truth", "prediction", "n_patches")  # before the proba
 
 
 def probability_columns(classes: list[str]) -> list[str]:
-    "The names of the probability columns of a `prediction_table`."
-    return [f"{name} (class)" if name in CLIP_COLUMNS else name for name in classes]
+    "The names of the probability columns of a `prediction_table`: no two are alike."
+    return [f"{name} (class)" if _is_column(name) else name for name in classes]
+
+
+def _is_column(name):
+    "Whether a class has the name of another column, or one that is made for such a class."
+    return name.replace(" (class)", "") in CLIP_COLUMNS
 
 
 def prediction_table(outputs: ClipOutputs, fnames: pd.Series, classes: list[str]) -> pd.DataFrame:
@@ -264,11 +270,21 @@ def prediction_table(outputs: ClipOutputs, fnames: pd.Series, classes: list[str]
         One row per clip: fname, truth, prediction (class names), n_patches, then one probability column per
         class in the order of the labels, named by it ("truth (class)" where a class has the name of another
         column).
+
+    Raises
+    ------
+    ValueError
+        for probabilities that are not numbers, naming the clips.
     """
     probabilities = (outputs.scores / outputs.n_patches[:, None]).cpu().numpy()
+    fnames = fnames.loc[outputs.clips.tolist()].to_numpy()
+    no_numbers = ~np.isfinite(probabilities).all(1)
+    if no_numbers.any():
+        named = some_names(fnames[no_numbers])
+        raise ValueError(f"the network's probabilities are not numbers for {no_numbers.sum()} clips: {named}")
     names = np.array(classes)
     table = pd.DataFrame({
-        "fname": fnames.loc[outputs.clips.tolist()].to_numpy(),
+        "fname": fnames,
         "truth": names[outputs.labels.cpu()],
         "prediction": names[probabilities.argmax(1)],
         "n_patches": outputs.n_patches.tolist(),
@@ -279,8 +295,8 @@ def prediction_table(outputs: ClipOutputs, fnames: pd.Series, classes: list[str]
 def class_probabilities(predictions: pd.DataFrame) -> pd.DataFrame:
     "The probabilities of a `prediction_table`: one row per clip, one column per class, named by it."
     probabilities = predictions.drop(columns=list(CLIP_COLUMNS), errors="ignore")
-    taken = {f"{name} (class)": name for name in CLIP_COLUMNS}
-    return probabilities.rename(columns=taken)
+    return probabilities.rename(columns={name: name.removesuffix(" (class)")
+                                         for name in probabilities if _is_column(name)})
 
 # %% ../nbs/12_evaluation.ipynb #c4bbd19f
 @dataclass
@@ -490,7 +506,7 @@ def neighbour_votes(z: Tensor, patches: Patches, *, n_neighbours: int = 200, n_c
     ValueError
         for patches of a single clip.
     """
-    z = F.normalize(z.float(), dim=1)
+    z = unit_vectors(z.float())
     n_own = torch.unique_consecutive(patches.clips, return_counts=True)[1].max().item()
     k = min(n_neighbours, len(z) - n_own)
     if k < 1:

@@ -7,6 +7,7 @@ __all__ = ['LogMel', 'AudioModel', 'AudioTimeline', 'exported_program', 'export_
 
 # %% ../nbs/20c_export.ipynb #4b6ae92c
 import copy
+import io
 import json
 import logging
 import warnings
@@ -19,7 +20,7 @@ from scipy.signal import get_window
 from torch import Tensor, nn
 
 # %% ../nbs/20c_export.ipynb #ad3e661c
-from .console import DatasetError, command
+from .console import DatasetError, command, make_folder, user_path, write_atomically
 from .evaluation import Run
 from .log_mel import FeatureConfig, mel_filters
 from .runs import load_run
@@ -249,7 +250,7 @@ def export_onnx(model: AudioModel, path: str | Path) -> None:
         del node.metadata_props[:]  # of torch, with the paths of this machine
     onnx.helper.set_model_props(proto, model.known)
     onnx.checker.check_model(proto)
-    onnx.save(proto, path)
+    write_atomically(path, proto.SerializeToString())
 
 # %% ../nbs/20c_export.ipynb #38bedee6
 @command
@@ -261,21 +262,32 @@ def acl_export(run: str,  # run folder of the model
     The ONNX file also has the probabilities along the recording and its log-mel frames.
     """
     if not (onnx or pt2):
-        raise SystemExit("acl_export: say what to write: --onnx model.onnx, or --pt2 model.pt2, or both")
+        raise DatasetError("say what to write: --onnx model.onnx, or --pt2 model.pt2, or both")
+    files = {kind: user_path(path) for kind, path in {"onnx": onnx, "pt2": pt2}.items() if path}
+    if len({*files.values()}) < len(files):
+        raise DatasetError(f"{onnx} is to be both: give two names")
+    for path in files.values():
+        _check_writable(path)
     try:
-        loaded = load_run(run)
+        loaded = load_run(user_path(run))
         model = AudioModel(loaded)
     except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(f"acl_export: {error}")
-    for path in filter(None, (onnx, pt2)):
-        if not Path(path).absolute().parent.is_dir():
-            raise SystemExit(f"acl_export: {path} cannot be written: its folder is not there")
-        if Path(path).is_dir():
-            raise SystemExit(f"acl_export: {path} is a folder; give the name of the file")
+        raise DatasetError(f"{error}") from None
     if onnx:
-        export_onnx(AudioTimeline(loaded) if model.classes else model, onnx)
+        export_onnx(AudioTimeline(loaded) if model.classes else model, files["onnx"])
     if pt2:
-        torch.export.save(exported_program(model), pt2)
-    for path in filter(None, (onnx, pt2)):
-        print(f"{path}: {Path(path).stat().st_size / 1e6:.1f} MB, waveforms at {model.sample_rate:,} Hz, "
+        content = io.BytesIO()
+        torch.export.save(exported_program(model), content)
+        write_atomically(files["pt2"], content.getvalue())
+    for path in files.values():
+        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, waveforms at {model.sample_rate:,} Hz, "
               f"{len(model.classes) or 'no'} classes")
+
+
+def _check_writable(path):
+    "A `DatasetError` unless a file of that name can be written."
+    if not path.absolute().parent.is_dir():
+        raise DatasetError(f"{path} cannot be written: its folder is not there")
+    if path.is_dir():
+        raise DatasetError(f"{path} is a folder; give the name of the file")
+    make_folder(path.parent, "the model")

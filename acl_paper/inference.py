@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['KEPT_BLOCKS', 'SILENT_BELOW', 'MOST_TIMES', 'ROW', 'two_passes', 'measure', 'log_mel_blocks', 'patch_batches',
-           'blocks_of', 'Recording', 'classes_of', 'patch_hop_of', 'Heard', 'outputs_by_batch', 'hear', 'row_of',
-           'hop_frames', 'timeline_of', 'segments', 'named', 'exact', 'Classifier']
+           'blocks_of', 'Recording', 'classes_of', 'patch_hop_of', 'Heard', 'outputs_by_batch', 'hear', 'class_column',
+           'row_of', 'hop_frames', 'timeline_of', 'segments', 'named', 'exact', 'Classifier']
 
 # %% ../nbs/20_inference.ipynb #aa784f0d
 import copy
 import itertools
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,10 +25,11 @@ import torch
 from torch import Tensor
 
 # %% ../nbs/20_inference.ipynb #cc62a75a
-from .audio import BLOCK, audio_blocks
+from .audio import BLOCK, RATES, audio_blocks
 from .console import DatasetError
 from .evaluation import Run, choose_device, tuned
 from .log_mel import FeatureConfig, log_mel, repeat_short
+from .losses import unit_vectors
 from .networks import placed
 from .runs import load_run
 
@@ -157,18 +160,31 @@ def blocks_of(source: str | Path | np.ndarray, sample_rate: int,
         yield from audio_blocks(source, sample_rate)
         return
     samples = np.asarray(source)
+    if samples.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            samples = samples.astype(np.float32, copy=False)
     if samples.ndim != 1 or not len(samples) or samples.dtype.kind != "f" or not np.isfinite(samples).all():
         raise ValueError("a waveform is an array (n,) of finite floats in [-1, 1], not "
                          f"{samples.dtype} of shape {samples.shape}; of several channels give the mean")
     if sr is None:
         raise ValueError("the sample rate of an array is not known: give sr=, in Hz")
-    samples = samples.astype(np.float32, copy=False)
     if sr != sample_rate:
-        import soxr
-
-        samples = soxr.resample(samples, sr, sample_rate, quality="HQ")
+        samples = _resampled(samples, sr, sample_rate)
     for start in range(0, len(samples), BLOCK):
         yield samples[start:start + BLOCK]
+
+# %% ../nbs/20_inference.ipynb #9287d272
+def _resampled(samples, sr, sample_rate):
+    "A waveform (n,) of `sr` samples per second at another rate."
+    import soxr
+
+    lowest, highest = RATES
+    if not (isinstance(sr, Real) and lowest <= sr <= highest):
+        raise ValueError(f"sr must be a sample rate from {lowest} to {highest:,} Hz, not {sr!r}")
+    samples = soxr.resample(samples, sr, sample_rate, quality="HQ")
+    if not np.isfinite(samples).all():
+        raise ValueError("the waveform holds values that are too large to resample; give floats in [-1, 1]")
+    return samples
 
 # %% ../nbs/20_inference.ipynb #8207b5d4
 class Recording:
@@ -284,16 +300,22 @@ def hear(classifier, recording: Recording) -> Heard:
     "What a model says of one recording."
     n_patches, scores, total = 0, 0.0, 0.0
     for probabilities, embedding in outputs_by_batch(classifier, recording, patch_hop_of(classifier.run)):
-        lengths = np.linalg.norm(embedding, axis=1, keepdims=True)
         n_patches += len(embedding)
         scores = scores + probabilities.sum(0, dtype=np.float64)
-        total = total + (embedding / np.maximum(lengths, 1e-12)).sum(0, dtype=np.float64)
+        total = total + unit_vectors(torch.from_numpy(embedding)).numpy().sum(0, dtype=np.float64)
     probabilities = None if classifier.run.kind == "pretraining" else scores / n_patches
     return Heard(probabilities, (total / n_patches).astype(np.float32), n_patches, recording.duration_s,
                  recording.note, recording.can_be_answered)
 
 # %% ../nbs/20_inference.ipynb #c5ecf229
-ROW = ("file", "prediction", "probability", "seconds", "note", "model")  # names of other columns
+ROW = ("file", "prediction", "probability", "seconds", "note", "model", "settings", "content")
+
+
+def class_column(name: str) -> str:
+    "The column of a class in a table of recordings: its name, or \"note (class)\" where note is another."
+    plain = name.replace(" (class)", "")
+    is_taken = plain in ROW or re.fullmatch(r"(prediction|probability)_\d+", plain)
+    return f"{name} (class)" if is_taken else name
 
 
 def row_of(name: str, heard: Heard, classes: list[str], *, top: int = 1, threshold: float = 0.0) -> dict:
@@ -326,8 +348,7 @@ def row_of(name: str, heard: Heard, classes: list[str], *, top: int = 1, thresho
         row[f"prediction{suffix}"] = classes[order[place]] if is_named else ""
         row[f"probability{suffix}"] = float(probabilities[order[place]]) if is_named else np.nan
     row |= {"seconds": round(heard.duration_s, 3), "note": heard.note}
-    columns = [f"{each} (class)" if each in ROW else each for each in classes]
-    return row | dict(zip(columns, probabilities.tolist()))
+    return row | dict(zip(map(class_column, classes), probabilities.tolist()))
 
 # %% ../nbs/20_inference.ipynb #fec7fc79
 def hop_frames(run: Run, hop_s: float) -> int:

@@ -38,7 +38,13 @@ def unit_vectors(embedding: Tensor) -> Tensor:
     Tensor, shape (B, D)
         float64 for float64 embedding, else float32. A row of zeros stays zero and passes no gradient; a row
         with NaN or an infinite value is NaN.
+
+    Raises
+    ------
+    ValueError
+        for another type or shape.
     """
+    _check_rows("embedding", embedding)
     shortest = HEADROOM / torch.finfo(embedding.dtype).max
     if embedding.dtype != torch.float64:
         embedding = embedding.float()
@@ -46,6 +52,15 @@ def unit_vectors(embedding: Tensor) -> Tensor:
     length = scaled.norm(dim=1, keepdim=True)
     has_direction = length != 0
     return torch.where(has_direction, scaled / torch.where(has_direction, length, 1.0), 0.0)
+
+# %% ../nbs/02_losses.ipynb #1b90e087
+def _check_rows(name, rows):
+    "A ValueError unless `rows` is a floating point tensor (B, D)."
+    shape = tuple(rows.shape)
+    if not torch.is_floating_point(rows) or len(shape) != 2 or shape[1] == 0:
+        raise ValueError(
+            f"{name} must be a floating point tensor of shape (B, D), got {rows.dtype} of shape {shape}"
+        )
 
 # %% ../nbs/02_losses.ipynb #e72c5b7e
 def _scaled(embedding, shortest):
@@ -168,17 +183,15 @@ def _checked_batch(name, embedding, labels):
     _check_tensor(name, embedding)
     _check_tensor("labels", labels)
     shape = tuple(embedding.shape)
-    if not torch.is_floating_point(embedding) or len(shape) < 2 or 0 in shape[1:]:
-        raise ValueError(
-            f"{name} must be a floating point tensor of shape (B, D), got {embedding.dtype} of shape {shape}"
-        )
     if len(shape) > 2 and shape[2:] != (1, 1):
         raise ValueError(f"{name} must be of shape (B, D), one row for each label, got {shape}; "
                          f"{_advice(name, shape)}")
-    if labels.shape != shape[:1] or torch.is_floating_point(labels):
+    rows = embedding.flatten(1) if len(shape) > 2 else embedding
+    _check_rows(name, rows)
+    if labels.shape != shape[:1] or torch.is_floating_point(labels) or labels.is_complex():
         raise ValueError(f"labels must be {shape[0]} integers, one for each row of {name}, got "
                          f"{labels.dtype} of shape {tuple(labels.shape)}")
-    return embedding.flatten(1), labels.long()
+    return rows, labels.long()
 
 
 def _advice(name, shape):
@@ -220,7 +233,8 @@ def _check_reduction(reduction):
 
 
 def _check_constant(constant):
-    check_setting(_is_number(constant) and constant > 0, "constant", "above 0", constant)
+    right = _is_number(constant) and 0 < constant < math.inf
+    check_setting(right, "constant", "above 0 and finite", constant)
     return constant
 
 # %% ../nbs/02_losses.ipynb #7e6956d8
@@ -271,8 +285,10 @@ def _cross_entropy(reduction):
 
 def _ignored_by(first_loss):
     "The label that a first loss leaves out: its `ignore_index`, as attribute or as keyword, else -100."
-    keywords = getattr(first_loss, "keywords", {})
-    return getattr(first_loss, "ignore_index", keywords.get("ignore_index", IGNORED))
+    if isinstance(first_loss, partial):
+        return first_loss.keywords.get("ignore_index", _ignored_by(first_loss.func))
+    owner = getattr(first_loss, "__self__", first_loss)  # of a method, such as a module's forward
+    return getattr(owner, "ignore_index", IGNORED)
 
 # %% ../nbs/02_losses.ipynb #a4559cd7
 class CheckedSettings(nn.Module):
@@ -400,7 +416,8 @@ class AngularContrastiveLoss(CheckedSettings):
         is "none": cross-entropy on logits by default, `InfoNCE` on projections.
     ignore_index : int, optional
         Rows with this label are left out of the angular loss. If it is not given, it is that of `first_loss`
-        (its attribute, or the keyword of a `functools.partial`), else cross-entropy's -100.
+        (its attribute, or the keyword of a `functools.partial`), whenever it is asked for, else
+        cross-entropy's -100.
     views : bool
         True: embedding and first input are of shape (B, V, D), the V views of each of B clips.
     gather : bool
@@ -435,8 +452,17 @@ class AngularContrastiveLoss(CheckedSettings):
         self.alpha, self.margin_rad = alpha, margin_rad
         self.reduction, self.constant = reduction, constant
         self.first_loss = first_loss or _cross_entropy(reduction)
-        self.ignore_index = _ignored_by(self.first_loss) if ignore_index is None else ignore_index
+        self.ignore_index = ignore_index
         self.views, self.gather = views, gather
+
+    @property
+    def ignore_index(self) -> int:
+        "The label of rows that are left out of the angular loss."
+        return _ignored_by(self.first_loss) if self._ignored is None else self._ignored
+
+    @ignore_index.setter
+    def ignore_index(self, label: int | None) -> None:
+        self._ignored = label
 
     def forward(self, embedding: Tensor, labels: Tensor | None, first_input: Tensor | None = None,
                 **of_first) -> Tensor:
@@ -487,7 +513,8 @@ class AngularContrastiveLoss(CheckedSettings):
 
 # %% ../nbs/02_losses.ipynb #1e90f3df
 def _check_temperature(temperature):
-    check_setting(_is_number(temperature) and temperature > 0, "temperature", "above 0", temperature)
+    right = _is_number(temperature) and 0 < temperature < math.inf
+    check_setting(right, "temperature", "above 0 and finite", temperature)
     return temperature
 
 

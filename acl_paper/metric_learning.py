@@ -13,7 +13,14 @@ from pytorch_metric_learning.utils import common_functions, loss_and_miner_utils
 from torch import Tensor
 
 # %% ../nbs/03b_metric_learning.ipynb #1843293e
-from .losses import COSINE_LIMIT, CheckedSettings, check_margin, pairwise_angles, unit_vectors
+from acl_paper.losses import (
+    COSINE_LIMIT,
+    IGNORED,
+    CheckedSettings,
+    check_margin,
+    pairwise_angles,
+    unit_vectors,
+)
 
 # %% ../nbs/03b_metric_learning.ipynb #4f04f302
 class Angle(BaseDistance):
@@ -43,6 +50,8 @@ class Angle(BaseDistance):
 # %% ../nbs/03b_metric_learning.ipynb #4fc1ad8e
 class AngularMarginLoss(CheckedSettings, losses.BaseMetricLossFunction):
     """The angular margin loss, equation 2 of the paper, as a loss of pytorch-metric-learning.
+
+    Rows with the label -100 are left out, as cross-entropy leaves them out.
 
     By default the mean over pairs. The paper's own sum over pairs divided by 50 is ``SumReducer()`` with a
     weight of 1/50.
@@ -86,7 +95,7 @@ class AngularMarginLoss(CheckedSettings, losses.BaseMetricLossFunction):
         "The loss of each pair, for the library to reduce."
         common_functions.labels_or_indices_tuple_required(labels, indices_tuple)
         indices = loss_and_miner_utils.convert_to_pairs(indices_tuple, labels, ref_labels)
-        anchors, positives, other_anchors, negatives = indices
+        anchors, positives, other_anchors, negatives = _counted(indices, labels, ref_labels)
         if len(anchors) + len(other_anchors) == 0:
             return self.zero_losses()
         theta = self.distance(embeddings, ref_emb)
@@ -95,6 +104,17 @@ class AngularMarginLoss(CheckedSettings, losses.BaseMetricLossFunction):
         pairs = torch.cat([anchors, other_anchors]), torch.cat([positives, negatives])
         of_pairs = {"losses": torch.cat([same, different]), "indices": pairs}
         return {"loss": of_pairs | {"reduction_type": "pos_pair"}}  # reducers treat all pairs alike
+
+# %% ../nbs/03b_metric_learning.ipynb #6e4a2fad
+def _counted(indices, labels, ref_labels):
+    "The pairs without those of a row with the label -100; all of them where a miner alone says the pairs."
+    if labels is None:
+        return indices
+    counted = []
+    for rows, others in (indices[:2], indices[2:]):
+        kept = (labels[rows] != IGNORED) & (ref_labels[others] != IGNORED)
+        counted += [rows[kept], others[kept]]
+    return counted
 
 # %% ../nbs/03b_metric_learning.ipynb #254ea5f9
 def _with_ours(supported_losses):

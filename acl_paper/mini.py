@@ -794,7 +794,7 @@ def make_mini(dest: str | Path, config: MiniConfig | None = None, *, n_jobs: int
     config : MiniConfig, optional
         Seed, sizes and shares of label errors.
     n_jobs : int, optional
-        Processes; as many as there are processors, four at most, by default.
+        Processes, at most as many as there are processors; by default four at most.
     every_s : float or None
         Seconds between lines of progress; None for none.
     **changes : int or float
@@ -822,7 +822,7 @@ def make_mini(dest: str | Path, config: MiniConfig | None = None, *, n_jobs: int
     try:
         with hold_lock(lock, f"{part} is made"):
             part.mkdir()
-            _write_set(part, config, n_jobs or min(4, joblib.cpu_count()), every_s)
+            _write_set(part, config, min(n_jobs or 4, joblib.cpu_count()), every_s)
             _publish(part, dest, config)
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -37,6 +37,7 @@ from acl_paper.console import (
     DatasetError,
     can_name_folder,
     command,
+    csv_of,
     printable,
     progress_in_megabytes,
     read_columns,
@@ -506,7 +507,7 @@ def clips_csv(clips: pd.DataFrame, with_split: bool) -> str:
         table["verified"] = clips["manually_verified"].astype(int)
     names = ["path", "label", "split", "verified", "subset", "fold", "group"]
     kept = [name for name in names if name in table and (with_split or name != "split")]
-    return table[kept].to_csv(index=False, lineterminator="\n")
+    return csv_of(table[kept], index=False, lineterminator="\n")
 
 
 def write_dataset(root: Path, clips: pd.DataFrame, report: str, *, with_split: bool,
@@ -543,6 +544,8 @@ def acl_dataset(folder: str,  # of labelled sounds
                 force: bool = False,  # replace a clips.csv that is there
                 jobs: int = None):  # threads (default: one per core)
     "Look at a folder of labelled sounds, check all of it, and write the clips.csv that the notebooks read."
+    if jobs is not None and jobs < 1:
+        raise DatasetError(f"--jobs must be a whole number from 1, not {jobs}.")
     root = user_path(folder)
     seen = _told(root, csv, path=path, label=label, split=split, fold=fold, group=group, verified=verified)
     print(f"{root}: {seen.what}" + (f"\n  {seen.columns.options}" if seen.columns else ""))

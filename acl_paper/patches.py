@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 # %% ../nbs/09_patches.ipynb #8028761b
+from .audio import storable
 from .console import DatasetError, can_name_folder, check_types, is_whole
 from .data import class_names, fold_names, select_subset, split_clips
 from .features import FeatureConfig, FeatureStore, FramesOnDisk, unmapped
@@ -309,7 +310,7 @@ def make_split(store: FeatureStore, clips: pd.DataFrame, config: SplitConfig = S
 
 
 def _check_same_clips(store, clips):
-    if list(store.clips.fname) != list(clips.fname):
+    if list(map(storable, store.clips.fname)) != list(map(storable, clips.fname)):
         raise DatasetError(f"{store.path} does not hold the clips of this data set; "
                            "extract its features again")
 
@@ -474,7 +475,7 @@ def fit_input_scale(data: ClipFrames, *, released: bool = False) -> InputScale:
         Divide as the released code does, by the square root of the sum of squares over the number of values.
     """
     values = data.frames.double()
-    deviation = values.std(correction=0).item()
+    deviation = values.std(correction=0).item() or 1.0  # of nothing but silence
     return InputScale(values.mean().item(), deviation / math.sqrt(values.numel()) if released else deviation)
 
 # %% ../nbs/09_patches.ipynb #fa776a39

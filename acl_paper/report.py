@@ -34,8 +34,12 @@ def table_html(path: Path, *, keep=None, digits: int = 3) -> str:
     """
     if not path.is_file():
         return ""
-    table = pd.read_csv(path)
-    table = table if keep is None else table[keep(table)]
+    try:
+        table = pd.read_csv(path, keep_default_na=False, na_values=[""])  # a subset may be called NA
+        table = table if keep is None else table[keep(table)]
+    except (KeyError, TypeError, ValueError) as error:
+        why = str(error).strip()
+        raise DatasetError(f"{path} is damaged ({why}); make it again: make results") from None
     table = table.drop(columns=["dataset", "synthetic"], errors="ignore").dropna(axis=1, how="all")
     if table.empty:
         return ""
@@ -115,6 +119,19 @@ def sections_of(folder: Path, sources: dict) -> dict[str, str]:
         "Not run": table_html(folder/"results.csv", keep=lambda table: table["n_seeds"] == 0),
     }
 
+# %% ../nbs/18b_report.ipynb #e9e07245
+def _read_sources(path):
+    "What a sources.json says; a `DatasetError` when it is not whole."
+    needed = {"dataset", "synthetic", "configuration", "versions", "made_with"}
+    try:
+        sources = json.loads(path.read_bytes())
+        missing = needed - sources.keys()
+    except (AttributeError, ValueError) as error:
+        raise DatasetError(f"{path} is damaged ({error}); make it again: make results") from None
+    if missing:
+        raise DatasetError(f"{path} does not say {', '.join(sorted(missing))}; make it again: make results")
+    return sources
+
 # %% ../nbs/18b_report.ipynb #caab194c
 def write_report(folder: str | Path) -> Path:
     """Write the report of a folder of results.
@@ -138,7 +155,7 @@ def write_report(folder: str | Path) -> Path:
     found = [*folder.glob("sources.json"), *folder.glob("selfsupervised_sources.json")]
     if not found:
         raise DatasetError(f"{folder} holds no results; make them: make results, or make reproduce")
-    sources = json.loads(found[0].read_text(encoding="utf-8"))
+    sources = _read_sources(found[0])
     title = f"Replication on {sources['dataset']}"
     warning = ""
     if sources["synthetic"]:

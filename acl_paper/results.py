@@ -23,7 +23,7 @@ import pandas as pd
 from scipy.stats import t as student_t
 
 # %% ../nbs/18_results.ipynb #c11a6494
-from .console import write_atomically
+from .console import csv_of, write_atomically
 from .data import SUBSETS
 from .evaluation import class_accuracy, holm, mcnemar, paired_difference, wilson
 from .folds import CELL, mean_over_folds, tested_folds, with_all_folds
@@ -90,7 +90,8 @@ def collect_runs(runs_dir: str | Path, dataset: str, *, first_loss: str = "cross
     FileNotFoundError
         when there is no finished run; says what is there and how to make one.
     MixedRunsError
-        when runs differ in more than subset, alpha, seed and fold, or no cell was run on all folds.
+        when runs differ in more than subset, alpha, seed and fold, or were made from other labels, or no cell
+        was run on all folds.
     """
     root = Path(runs_dir)/dataset
     below = "" if first_loss == "cross_entropy" else f"first_loss={first_loss}/"
@@ -100,6 +101,7 @@ def collect_runs(runs_dir: str | Path, dataset: str, *, first_loss: str = "cross
         raise FileNotFoundError(_nothing_found(root))
     runs = pd.DataFrame([_read_run(folder) for folder in folders]).assign(dataset=dataset)
     _refuse_mixtures(runs)
+    _refuse_other_tables(runs)
     runs = with_all_folds(runs)
     return _sorted_by(runs, runs.subset.map(_subsets(runs).index), ["alpha", "seed", "test_fold"])
 
@@ -206,6 +208,13 @@ def _refuse_mixtures(runs, same_for_all=_same_for_all):
         listing = "\n".join(lines)
         advice = "Move the runs that do not belong elsewhere, or read them from another runs_dir."
         raise MixedRunsError(f"these runs do not belong in one table; they differ in\n{listing}\n{advice}")
+
+# %% ../nbs/18_results.ipynb #ddd879c9
+def _refuse_other_tables(runs):
+    "A `MixedRunsError` unless runs of one subset and fold say the same of their table of clips, or nothing."
+    tables = runs.config.map(lambda config: config["data"].get("table"))
+    for _, cells in runs[tables.notna()].groupby(["subset", "test_fold"]):
+        _refuse_mixtures(cells, lambda config: {"data.table": config["data"]["table"]})
 
 # %% ../nbs/18_results.ipynb #d157cb45
 def prediction_interval(values: np.ndarray, n_clips: int) -> tuple[float, float]:
@@ -737,7 +746,7 @@ def save_tables(folder: str | Path, **tables: pd.DataFrame) -> None:
     "Write tables as `<name>.csv`, with their index where it has names."
     for name, table in tables.items():
         index = not isinstance(table.index, pd.RangeIndex)
-        write_atomically(Path(folder)/f"{name}.csv", table.round(5).to_csv(index=index))
+        write_atomically(Path(folder)/f"{name}.csv", csv_of(table.round(5), index=index))
 
 
 def save_printable(folder: str | Path, name: str, table: pd.DataFrame, caption: str) -> None:

@@ -11,7 +11,6 @@ __all__ = ['USUAL', 'FIRST_EDITION', 'FIRST_EDITION_VALUES', 'FIRST_EDITION_COLU
 
 # %% ../nbs/17_runs.ipynb #e46e5171
 import ast
-import csv
 import hashlib
 import io
 import json
@@ -26,7 +25,7 @@ import numpy as np
 import pandas as pd
 
 # %% ../nbs/17_runs.ipynb #1e91a1b5
-from .console import DatasetError, check_once, make_folder, write_atomically
+from .console import DatasetError, check_once, csv_of, make_folder, some_names, write_atomically
 from .data import DatasetLocation, read_description
 from .features import FeatureConfig, FeatureStore
 
@@ -357,10 +356,7 @@ def _weights_of(run):
 
 def predictions_csv(table: pd.DataFrame) -> str:
     "A table of predictions as CSV, whatever text its names hold."
-    text = table.to_csv(index=False, float_format="%.6g")
-    if "\r" not in text:
-        return text
-    return table.to_csv(index=False, float_format="%.6g", quoting=csv.QUOTE_NONNUMERIC)  # else \r ends a line
+    return csv_of(table, index=False, float_format="%.6g")
 
 
 def _npy(array):
@@ -483,8 +479,9 @@ def load_run(folder: str | Path, *, network=None):
     try:
         trained.load_state_dict(_without_prefix("network.", weights))
         scaler = _scaler(weights)
-    except (KeyError, RuntimeError) as error:
-        raise DatasetError(f"the weights in {folder} are not those of its network: {error}") from None
+    except (AttributeError, KeyError, RuntimeError) as error:
+        why = " ".join(str(error).split())[:300]
+        raise DatasetError(f"the weights in {folder} are not those of its network: {why}") from None
     return Run(config["kind"], trained.eval(), scaler, settings, features, classes, history, best_epoch,
                config.get("pretrained"))
 
@@ -504,7 +501,10 @@ def _described(config):
     features = FeatureConfig(**config["features"])
     if config["kind"] == "probe":
         _settings("pretraining", config["pretrained"])
-    return settings_of(config), features, list(config["classes"])
+    classes = config["classes"]
+    if not isinstance(classes, list) or {*map(type, classes)} != {str} or len({*classes}) < len(classes):
+        raise ValueError(f"its classes are no list of different names: {classes!r}")
+    return settings_of(config), features, classes
 
 
 def _read_table(path, **types):
@@ -523,7 +523,7 @@ def _rebuilt(folder, config, n_mels, network):
     "A network like the run's, with any weights."
     try:
         return _of_kind(config, n_mels, network)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever the code of someone's own network says
         name = config.get("pretrained", config["settings"]).get("network", "")
         if ":" not in name:
             raise
@@ -560,6 +560,10 @@ def _read_weights(folder, config):
         tensors = safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:
         raise DatasetError(f"{path} is damaged ({error}); make the run again") from None
+    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if broken:
+        raise DatasetError(f"{path} holds values that are not finite ({some_names(broken)}); "
+                           "make the run again")
     if "scaler.scale" in tensors and "network" in config:
         return tensors
     return _whole(folder/"config.json", lambda _: _renamed(tensors, config))

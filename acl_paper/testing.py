@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 # %% ../nbs/20e_testing.ipynb #256be06b
-from .audio import AudioError
+from .audio import AudioError, links_leading_out
 from .console import DatasetError, command, make_folder, track, user_path, write_atomically
 from .data import DatasetLocation, load_clips, locate_dataset
 from .evaluation import CLIP_COLUMNS, accuracy, all_accuracies, probability_columns
@@ -77,7 +77,11 @@ def predictions_of(classifier: Classifier, location: DatasetLocation, clips: pd.
         Why a clip could not be read, by its name.
     """
     classes, rows, problems = classes_of(classifier.run, classifier.name), [], {}
+    leading_out = links_leading_out(location.root, clips)
     for clip in track(clips.itertuples(), total=len(clips), unit="clips", label="test", every_s=every_s):
+        if clip.path in leading_out:
+            problems[clip.fname] = f"a link to {leading_out[clip.path]}, outside of the data set's folder"
+            continue
         try:
             heard = classifier.hear(location.root/clip.path)
         except AudioError as error:

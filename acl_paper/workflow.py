@@ -196,7 +196,8 @@ def _tables(clips):
 def _relative(path):
     "A path below the working directory without that, so that a moved project is the same project."
     path = Path(path).absolute()
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+    below = str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else "~"
+    return str(path) if below.startswith("~") else below  # ~ would be read as a home folder
 
 # %% ../nbs/21_workflow.ipynb #09bd1d01
 PAPER_GRID = {"alphas": "1.0 0.9 0.8 0.7 0.6 0.5 0.4 0.3 0.2 0.1", "subsets": "all clean noisy noisy_small",
@@ -323,7 +324,7 @@ def _plan(kind, config, grid_for):
     axes = {order[name]: chosen.pop(name) for name in order if name in chosen}
     cells = tuple(dict(zip(axes, cell)) for cell in itertools.product(*axes.values()))
     epochs = {name: values[0] for name, values in chosen.items()}
-    folders = {name: str(Path(str(config[name]))) for name in FOLDERS if name in config}
+    folders = {name: str(user_path(str(config[name]))) for name in FOLDERS if name in config}
     return kind(data=data, cells=cells, **epochs, **folders)
 
 
@@ -702,7 +703,7 @@ def unfinished(wanted: dict[str, dict], features: dict[str, str], results: dict[
         log = next(Path(folder).glob("*.log"), Path(folder)/"no log")
         lines.append(f"{folder}: {'; '.join(different or []) or last_error(log)}")
     for made, log in (features if left else results).items():
-        if not Path(made).is_file():
+        if not (Path(made).is_file() and Path(made).stat().st_size):
             lines.append(f"{made} is not there: {last_error(log)} (its log is {log})")
     return "\n".join(lines)
 

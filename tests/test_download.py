@@ -20,7 +20,7 @@ import pytest
 
 from acl_paper.console import DatasetError
 from acl_paper.data import audio_path, load_clips, missing_audio
-from acl_paper.download import FSDNOISY18K_MD5, download_files, download_fsdnoisy18k
+from acl_paper.download import FSDNOISY18K_MD5, acl_download, download_files, download_fsdnoisy18k
 
 CHUNK = 65536  # the downloader writes whole chunks of this size
 
@@ -429,6 +429,22 @@ def test_command_says_what_is_wrong_in_one_line(server, tmp_path, arguments, tol
     (tmp_path / "settings.ini").touch()
     done = run("--retries", 0, *arguments, cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.startswith("acl_download: ") and told in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("arguments", "told"), [
+    ({"parts": ""}, "--parts names none: give all, or some of meta,doc,audio_test,audio_train"), ({"parts": " , "}, "--parts names none"),
+    ({"weights": True, "embeddings": True}, "give one of them"), ({"weights": True, "parts": "meta"}, "are of FSDnoisy18k, not of --weights"),
+    ({"embeddings": True, "md5s": "list"}, "are of FSDnoisy18k, not of --embeddings"), ({"md5s": "list"}, "list lists no zip files"),
+    ({"md5s": "."}, "cannot be read: Is a directory"), ({"parts": "meta,meta,x"}, "There is no part x"),
+    *[({"base_url": url}, "is no address") for url in ("http://" + "a" * 300, "http://[::1", "http://a:99999", "file:///tmp", "http://", "http://a b", "http://x\udc80")],
+])
+def test_odd_arguments(server, tmp_path, monkeypatch, arguments, told):
+    """Nothing is asked for where what was meant is not known."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list").touch()
+    with pytest.raises(DatasetError, match=told):
+        acl_download(**{"base_url": server.url, "retries": 0, "dest": "set"} | arguments)
+    assert server.requests == []
 
 
 def test_command_stopped_by_ctrl_c(server, md5_file, tmp_path):

@@ -11,7 +11,7 @@ from helpers import ROOT, command, run
 from acl_paper import patches as cut
 from acl_paper.console import DatasetError
 from acl_paper.evaluation import Run, clip_outputs, outputs_of
-from acl_paper.export import AudioModel, AudioTimeline, LogMel, export_onnx, exported_program
+from acl_paper.export import AudioModel, AudioTimeline, LogMel, acl_export, export_onnx, exported_program
 from acl_paper.inference import Classifier
 from acl_paper.log_mel import SSL_FEATURES, FeatureConfig, clip_log_mel
 from acl_paper.networks import make_network
@@ -225,6 +225,20 @@ def test_errors_are_one_line(arguments, message, folder, tmp_path):
     said = run(command("acl_export", *arguments), cwd=tmp_path, environ={"PYTHONPATH": str(ROOT)})
     assert said.returncode != 0 and said.stdout == ""
     assert said.stderr.startswith(message) and said.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({"onnx": "a folder"}, "a folder is a folder"), ({"pt2": "a folder"}, "a folder is a folder"), ({"pt2": "~nosuchuser/m.pt2"}, "there is no such home folder"),
+    ({"onnx": "same", "pt2": "same"}, "give two names"), ({"pt2": "/proc/m.pt2"}, "/proc cannot take the model"), ({"pt2": "a file/m.pt2"}, "its folder is not there"),
+    ({"run": "~nosuchuser/run", "pt2": "m.pt2"}, "there is no such home folder"), ({"run": "a file", "pt2": "m.pt2"}, "a file is not a finished run"),
+])
+def test_destinations_are_checked_before_the_work(arguments, message, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a folder").mkdir()
+    (tmp_path / "a file").touch()
+    with pytest.raises(DatasetError, match=message):
+        acl_export(**{"run": str(folder)} | arguments)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a file", "a folder"]
 
 
 def test_without_the_extra_it_says_how_to_get_it(monkeypatch, tmp_path):

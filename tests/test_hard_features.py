@@ -17,14 +17,18 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
+import torch
 from helpers import PEAK_BYTES, command, environment, run
 
 from acl_paper.audio import AudioError, first_edition_fingerprint, read_audio, source_fingerprint
-from acl_paper.console import DatasetError
-from acl_paper.data import load_clips, table_fingerprint
+from acl_paper.console import DatasetError, read_rows
+from acl_paper.data import class_names, load_clips, table_fingerprint
 from acl_paper.features import BadClipsError, FeatureConfig, FeatureStoreError, extract_features, open_feature_store
+from acl_paper.own_data import clips_csv
+from acl_paper.patches import ClipFrames, SplitConfig, fit_input_scale, make_split
 
 STORE = f"{FeatureConfig().digest}.h5"
 SMALL = FeatureConfig(sample_rate=8000, min_duration_s=0.1, n_fft=256, win_length=200, hop_length=100, n_mels=8, fmax_hz=4000.0)
@@ -353,6 +357,70 @@ def test_labels_come_back_as_they_went(tmp_path):
         clips = load_clips(tmp_path)
     assert sorted(set(clips.label)) == sorted([*labels, "Bark"])
     assert clips.label[:3 * len(labels)].tolist() == [label for label in labels for _ in range(3)]
+
+
+@pytest.mark.parametrize("ends", ["\u200b", "\ufeff", "\u00ad", "\u2060", "\u3000", "\t", " \u200f \n"])
+def test_what_cannot_be_seen_at_the_ends_of_a_label_makes_no_class(tmp_path, ends):
+    (tmp_path / "clips.csv").write_text(f'path,label,split\n1.wav,Bark,train\n2.wav,"Bark{ends}",train\n3.wav,"{ends}Bark",test\n', encoding="utf-8")
+    with pytest.warns(UserWarning, match="blanks around labels are left out"):
+        assert class_names(load_clips(tmp_path)) == ["Bark"]
+
+
+@pytest.mark.parametrize("label", ["Bark\0", "\0", "\u200b\u200b"])
+def test_labels_that_cannot_be_shown_are_refused(tmp_path, label):
+    (tmp_path / "clips.csv").write_text(f"path,label,split\n1.wav,Bark,train\n2.wav,{label},train\n3.wav,Bark,test\n", encoding="utf-8")
+    with pytest.raises(DatasetError, match="rename labels that are empty or not text in UTF-8"):
+        load_clips(tmp_path)
+
+
+def test_a_name_with_a_colon_is_no_drive(tmp_path):
+    (tmp_path / "clips.csv").write_text("path,label,split\n1:30.wav,Rain,train\n2.wav,Rain,test\n")
+    assert load_clips(tmp_path).path.tolist() == ["1:30.wav", "2.wav"]
+
+
+def test_groups_are_part_of_what_a_result_depends_on(tmp_path):
+    """They decide which clips are validated on."""
+    lines = [f"{i}.wav,{'Rain' if i % 2 else 'Wind'},{'test' if i < 2 else 'train'},g{i}" for i in range(12)]
+    (tmp_path / "clips.csv").write_text("\n".join(["path,label,split,group", *lines, ""]))
+    before = table_fingerprint(load_clips(tmp_path))
+    (tmp_path / "clips.csv").write_text("\n".join(["path,label,split,group", *lines, ""]).replace("g5", "g6"))
+    assert table_fingerprint(load_clips(tmp_path)) != before
+
+
+HOSTILE = ["a\rb.wav", "c\nd.wav", 'e"f,g.wav', " h.wav", "i\u2028j.wav", "k\tl\\m.wav", "-n.wav", "$(o).wav", "{p}.wav", "1:30.wav"]
+
+
+def test_tables_written_of_any_names_come_back(tmp_path):
+    clips = pd.DataFrame({"path": HOSTILE, "label": [name[:-4] for name in HOSTILE], "split": "train"})
+    (tmp_path / "x.csv").write_bytes(clips_csv(clips, with_split=True).encode())
+    assert list(read_rows(tmp_path / "x.csv")[1].values()) == clips.values.tolist()
+
+
+def test_what_is_left_out_for_its_name_keeps_none_from_training(tmp_path):
+    """NUL and bytes that are no text stand in the store as escapes, accents in one spelling."""
+    names = [unicodedata.normalize("NFD", f"Vögel {i}.wav") for i in range(12)]
+    root = make_set(tmp_path / "set", names)
+    with open(root / "clips.csv", "a", encoding="utf-8") as table:
+        table.write("nul\0.wav,Rain,train\n")
+    store = extract(root, tmp_path / "x.h5", config=SMALL, skip_bad=True)
+    clips = load_clips(root)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        split = make_split(store, clips, SplitConfig(subset="all", patch_frames=5))
+    assert len(split.test) and {*split.train.clips.tolist(), *split.validation.clips.tolist(), *split.test.clips.tolist()} == {*range(12)}
+
+
+def test_nothing_but_silence_has_a_scale(small):
+    frames = torch.full((40, 8), -15.0)
+    numbers = torch.arange(2)
+    assert fit_input_scale(ClipFrames(frames, 20 * numbers, torch.tensor([20, 20]), numbers, numbers)).scale == 1.0
+
+
+@pytest.mark.parametrize(("name", "value"), [("n_fft", 10**9), ("n_mels", 10**6), ("sample_rate", 10**9), ("min_duration_s", 1e9), ("min_duration_s", -1.0),
+                                             ("log_offset", 0.0), ("peak_offset", 0.0), ("log_offset", -1.0), ("hop_length", 0)])
+def test_settings_of_features_that_would_take_all_memory_or_give_no_numbers(name, value):
+    with pytest.raises(ValueError, match=name):
+        FeatureConfig(**{name: value})
 
 
 # A store is whole or it is refused

@@ -2,13 +2,16 @@
 import math
 from functools import partial
 
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from acl_paper.evaluation import clip_outputs, neighbour_votes, prediction_table
 from acl_paper.losses import (IGNORED, AngularContrastiveLoss, InfoNCE, angular_margin_loss, info_nce,
                               pairwise_angles, unit_vectors)
+from acl_paper.patches import Patches
 from acl_paper.robust_losses import FIRST_LOSSES
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -192,6 +195,8 @@ def test_all_rows_ignored(loss):
     (nn.CrossEntropyLoss(), -100),
     (nn.CrossEntropyLoss(ignore_index=255), 255),
     (partial(F.cross_entropy, ignore_index=-1), -1),
+    (partial(nn.CrossEntropyLoss(ignore_index=7)), 7),
+    (nn.CrossEntropyLoss(ignore_index=9).forward, 9),
     *((loss, -100) for name, loss in FIRST_LOSSES.items() if name != "cross_entropy"),
 ])
 def test_both_terms_leave_out_the_same_rows(first_loss, ignored):
@@ -211,6 +216,26 @@ def test_a_loss_of_the_callers_own_says_what_it_ignores():
     labels[9:] = -7
     loss = AngularContrastiveLoss(0.5, first_loss=lambda x, y: F.cross_entropy(x, y, ignore_index=-7), ignore_index=-7)
     assert loss(rows, labels, logits).item() == pytest.approx(loss(rows[:9], labels[:9], logits[:9]).item(), rel=1e-12)
+
+
+def test_a_first_loss_that_is_changed_later_says_what_it_ignores():
+    loss = AngularContrastiveLoss(0.5)
+    assert loss.ignore_index == IGNORED
+    loss.first_loss = nn.CrossEntropyLoss(ignore_index=3)
+    assert loss.ignore_index == 3
+    loss.first_loss.ignore_index = 4
+    assert loss.ignore_index == 4
+    loss.ignore_index = 5
+    assert loss.ignore_index == 5
+
+
+def test_ignored_rows_count_in_no_pair_of_metric_learning():
+    metric_learning = pytest.importorskip("acl_paper.metric_learning", exc_type=ImportError)
+    rows, labels = batch()
+    loss = metric_learning.AngularMarginLoss()
+    expected = loss(rows[:9], labels[:9])
+    labels[9:] = IGNORED
+    assert loss(rows, labels).item() == pytest.approx(expected.item(), rel=1e-12)
 
 
 def test_a_small_type_of_labels_is_not_mistaken():
@@ -255,6 +280,42 @@ def test_shapes_that_are_not_in_the_docstring_are_refused(shape, message):
         info_nce(torch.randn(shape), labels)
 
 
+@pytest.mark.parametrize("rows", [torch.ones(5, 5, 5), torch.ones(5, 4, 3), torch.ones(5), torch.ones(5, 0), torch.ones(5, 3, dtype=torch.int32),
+                                  torch.ones(5, 3, dtype=torch.complex64)], ids=lambda rows: f"{rows.dtype} {tuple(rows.shape)}")
+def test_angles_are_of_rows_only(rows):
+    for call in (unit_vectors, pairwise_angles, partial(pairwise_angles, torch.ones(2, 3))):
+        with pytest.raises(ValueError, match=r"embedding must be a floating point tensor of shape \(B, D\), got"):
+            call(rows)
+
+
+def test_labels_are_whole_numbers():
+    rows, labels = batch()
+    for kind in (torch.float32, torch.complex64):
+        with pytest.raises(ValueError, match="labels must be 16 integers"):
+            angular_margin_loss(rows, labels.to(kind))
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-15, 1e20, 1e35])
+def test_an_embedding_of_any_size_is_evaluated_by_its_direction(size):
+    """The loss does not see the size, so that nothing keeps it from growing."""
+    rows, labels = batch(n=20)
+    rows = rows.float()
+    patches = Patches(rows, torch.arange(20), labels, torch.arange(20), 1)
+    ordinary, scaled = (clip_outputs(torch.zeros(20, 5), z, patches).embeddings for z in (rows, rows * size))
+    assert torch.allclose(scaled, ordinary, atol=1e-6) and ordinary.norm(dim=1).min() > 0.99
+    votes = [neighbour_votes(z, patches, n_neighbours=3, n_classes=5) for z in (rows, rows * size)]
+    assert torch.equal(*votes)
+
+
+def test_no_class_is_named_where_there_are_no_probabilities():
+    rows, labels = batch(n=20)
+    patches = Patches(rows.float(), torch.arange(20), labels, torch.arange(20), 1)
+    logits = torch.zeros(20, 5)
+    logits[3, 2] = math.nan
+    with pytest.raises(ValueError, match="not numbers for 1 clips: 3.wav"):
+        prediction_table(clip_outputs(logits, rows.float(), patches), pd.Series([f"{i}.wav" for i in range(20)]), list("abcde"))
+
+
 def test_what_the_message_says_works():
     rows, labels = torch.randn(8, 2, 16), torch.arange(8) % 3
     as_rows = angular_margin_loss(rows.flatten(0, 1), labels.repeat_interleave(2))
@@ -265,10 +326,10 @@ def test_what_the_message_says_works():
 
 def test_settings_that_cannot_be():
     rows, labels = batch()
-    for call in (lambda: info_nce(rows, labels, temperature=math.nan), lambda: InfoNCE(math.nan)):
-        with pytest.raises(ValueError, match="temperature must be above 0, got nan"):
+    for call in (lambda: info_nce(rows, labels, temperature=math.nan), lambda: InfoNCE(math.nan), lambda: InfoNCE(math.inf)):
+        with pytest.raises(ValueError, match="temperature must be above 0 and finite, got"):
             call()
-    for constant in (0, -50, math.nan):
+    for constant in (0, -50, math.nan, math.inf):
         with pytest.raises(ValueError, match="constant must be above 0"):
             AngularContrastiveLoss(constant=constant)
 

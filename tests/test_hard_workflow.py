@@ -109,7 +109,9 @@ def test_the_last_line_looks_at_the_files(tmp_path):
     assert f"{folder}: not started" in told and "f.made is not there: acl_paper.console.DatasetError: 7.wav cannot be read" in told
     finished(tmp_path / folder, wanted)
     assert "results.csv is not there: not started" in unfinished(table.wanted, features, results)
-    (tmp_path / "results.csv").touch()
+    (tmp_path / "results.csv").touch()  # empty, as a power cut may leave it
+    assert "results.csv is not there" in unfinished(table.wanted, features, results)
+    (tmp_path / "results.csv").write_text("subset,alpha\n")
     assert unfinished(table.wanted, features, results) == ""
 
 

@@ -1,5 +1,6 @@
 """Recordings as people have them, through the commands and from Python: formats, lengths, silence, damage, kills, and what a batch leaves behind."""
 import csv
+import io
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -16,7 +18,7 @@ import torch
 from helpers import PEAK_BYTES, REAL_MINI, ROOT, SHARED, command, environment, run
 
 from acl_paper.audio import AudioError, audio_blocks, read_audio
-from acl_paper.batch import Results, acl_embed, acl_predict, read_results
+from acl_paper.batch import Results, acl_embed, acl_predict, as_audacity, find_recordings, predicted, prediction_line, read_results
 from acl_paper.console import DatasetError
 from acl_paper.evaluation import Run, clip_outputs, outputs_of
 from acl_paper.features import SSL_FEATURES, FeatureConfig
@@ -124,7 +126,8 @@ def test_a_waveform_is_as_its_file(runs, tmp_path):
 
 @pytest.mark.parametrize(("waveform", "sr", "says"), [
     (noise(1), None, "give sr="), (noise(1, channels=2), 44_100, "2 channels"), (np.zeros(100, np.int16), 44_100, "int16"),
-    (np.array([0.1, np.nan]), 44_100, "finite"), (np.zeros(0), 44_100, "finite"),
+    (np.array([0.1, np.nan]), 44_100, "finite"), (np.zeros(0), 44_100, "finite"), (1e300 * np.ones(50_000), 44_100, "finite"),
+    (3.3e38 * np.sign(noise(1)), 48_000, "too large to resample"), *[(noise(1), sr, "sr must be a sample rate") for sr in (0, -1, 1, np.nan, np.inf, 1e9, "44100")],
 ])
 def test_no_waveform_is_guessed_at(runs, waveform, sr, says):
     with pytest.raises(ValueError, match=says):
@@ -176,6 +179,73 @@ def test_formats_on_the_screen(runs, recordings, format):
     else:
         rows = json.loads(done.stdout) if format == "json" else list(map(json.loads, lines))
     assert [row["file"] for row in rows] == [str(folder / name) for name in good]
+
+
+ODD_NAMES = ["a\rb.wav", "c\nd.wav", "e\u2028f.wav", "g\x85h.wav", " i .wav", 'j"k,l.wav', "m\tn.wav", "-o.wav", "[p].wav", "~q.wav", "r\x1cs.wav", "$(t) {u} ü🐦.wav"]
+
+
+@pytest.mark.parametrize(("typed", "suffix"), [(acl_predict, "csv"), (acl_predict, "json"), (acl_predict, "jsonl"), (acl_embed, "npz"), (acl_embed, "csv")])
+def test_recordings_of_any_name_come_back(runs, tmp_path, capsys, typed, suffix):
+    """And are known again by the next call; each has one line on the screen."""
+    (tmp_path / "r").mkdir()
+    soundfile.write(tmp_path / "r" / ODD_NAMES[0], noise(0.5), 44_100)
+    for name in ODD_NAMES[1:]:
+        os.link(tmp_path / "r" / ODD_NAMES[0], tmp_path / "r" / name)
+    settings = {"paths": [str(tmp_path / "r")], "run": str(runs / "training"), "out": str(tmp_path / f"heard.{suffix}"), "device": "cpu"}
+    typed(**settings)
+    assert capsys.readouterr().out.count("\n") == len(ODD_NAMES)
+    assert {row["file"] for row in read_results(tmp_path / f"heard.{suffix}", suffix)} == {str(tmp_path / "r" / name) for name in ODD_NAMES}
+    typed(**settings, resume=True)
+    assert f"{len(ODD_NAMES)} of them before" in capsys.readouterr().err
+
+
+def test_a_list_of_recordings_is_taken_line_by_line(monkeypatch):
+    names = [name for name in ODD_NAMES if "\n" not in name]
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO("\r\n".join(["", *names, ""]).encode())))
+    found, complaints = find_recordings(["-"])
+    assert complaints == ["~q.wav: there is no such home folder; write the whole path.", "[p].wav: nothing has such a name"][::-1]
+    assert found == [name for name in names if name not in ("[p].wav", "~q.wav")]
+
+
+def test_a_name_without_letters_is_not_the_working_directory():
+    assert find_recordings([""]) == ([], ["a name without letters was given"])
+
+
+@pytest.mark.parametrize("name", ["settings", "content", "model", "prediction_2", "probability_7", "note (class)", "note", "file"])
+def test_a_class_may_have_the_name_of_any_column(runs, tmp_path, name):
+    run = load_run(runs / "training")
+    run.classes = [name, f"{name} (class)", "Rain"]
+    row, = predicted(Classifier(run, device="cpu"), {"model": "m", "settings": "s"}, 2, 0.0, str(written(tmp_path / "a.wav")))
+    heard = Classifier(run, device="cpu").hear(tmp_path / "a.wav").probabilities
+    assert [row[f"{name} (class)"], row[f"{name} (class) (class)"], row["Rain"]] == pytest.approx(heard, abs=1e-5)
+    assert (row["model"], row["settings"]) == ("m", "s") and row["prediction_2"] in run.classes and prediction_line(row)
+
+
+def written(path):
+    soundfile.write(path, noise(1), 44_100)
+    return path
+
+
+def test_labels_for_audacity_are_one_line_each():
+    rows = [{"start": 0, "end": 1, "class": "tab\there"}, {"start": 1, "end": 2, "class": "line\nbreak"}]
+    assert as_audacity(rows) == "0.000\t1.000\ttab\\there\n1.000\t2.000\tline\\nbreak\n"
+
+
+def test_more_classes_than_there_are_and_more_threads_than_recordings(runs, tmp_path, capsys):
+    acl_predict([str(written(tmp_path / "a.wav"))], run=str(runs / "training"), top=10**6, jobs=10**6, out=str(tmp_path / "heard.csv"), device="cpu")
+    assert [row["prediction_3"] in CLASSES for row in rows_of(tmp_path / "heard.csv")] == [True]
+
+
+@pytest.mark.parametrize("damage", [
+    lambda rows: [{key: value for key, value in row.items() if key != "file"} for row in rows], lambda rows: [rows[0], {"file": "b"}], lambda rows: [rows[0] | {"file": 3}],
+    lambda rows: [*rows, 7], lambda rows: {"rows": rows}, lambda rows: None,
+])
+def test_a_damaged_file_is_not_resumed(tmp_path, damage):
+    origin = {"model": "net 12345678", "settings": "top=1 threshold=0"}
+    rows = [{"file": name, "probability": 0.5, **origin, "content": "-"} for name in "ab"]
+    (tmp_path / "heard.json").write_text(json.dumps(damage(rows)))
+    with pytest.raises(DatasetError, match="heard.json cannot be read and resumed .*; move it away"):
+        Results(tmp_path / "heard.json", "json", origin, resume=True)
 
 
 def test_lists_wildcards_and_what_is_not_there(runs, recordings):

@@ -186,10 +186,20 @@ def test_labels_come_back(labels):
         try:
             clips = load_clips(folder)
         except DatasetError as error:
-            assert folder in str(error) and not all(map(str.strip, labels))  # a label of blanks
+            assert folder in str(error) and any("\0" in label or not visible(label) for label in labels)
             return
-    expected = [one_spelling(label.strip()) for label in [*labels, labels[0]]]
+    expected = [one_spelling(visible(label)) for label in [*labels, labels[0]]]
     assert clips.label.tolist() == expected and [class_names(clips)[i] for i in clips.label_id] == expected
+
+
+def visible(label):
+    """A label without what cannot be seen at its ends."""
+    while label and (label[0].isspace() or label[0] in INVISIBLE):
+        label = label[1:]
+    return visible(label[::-1])[::-1] if label and (label[-1].isspace() or label[-1] in INVISIBLE) else label
+
+
+INVISIBLE = "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
 
 
 # Fingerprints

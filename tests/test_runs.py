@@ -9,18 +9,22 @@ import textwrap
 import time
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import safetensors.torch
 import soundfile
 import torch
+import works
 from helpers import ROOT, command, environment, make_data_set, run
 
 from acl_paper.console import DatasetError
+from acl_paper.drawing import plot_class_change, plot_confusion, plot_embedding_map, readable
 from acl_paper.pretraining import PretrainConfig
 from acl_paper.probing import ProbeConfig
-from acl_paper.results import collect_runs
+from acl_paper.report import table_html, write_report
+from acl_paper.results import MixedRunsError, collect_runs
 from acl_paper.runs import load_run, save_run
 from acl_paper.training import TrainConfig, alone
 from acl_paper.workflow import differences
@@ -97,6 +101,99 @@ def test_a_run_that_a_power_cut_left_empty_does_not_keep_the_table_from_the_othe
     (cut / "config.json").write_bytes(b"{")
     with pytest.raises(DatasetError, match="seed=1/config.json is damaged"):
         collect_runs(tmp_path, "mini")
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A run of today, with a test."""
+    works.train(tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(made, value):
+    run = load_run(made)
+    with torch.no_grad():
+        next(run.network.parameters()).view(-1)[-1] = value
+    save_run(made, run)
+    with pytest.raises(DatasetError, match="model.safetensors holds values that are not finite"):
+        load_run(made)
+
+
+def changed_config(folder, change):
+    """Another config.json, as of a run without checksums."""
+    for name, drop in (("metrics.json", "sha256"), ("config.json", "checksums")):
+        content = json.loads((folder / name).read_text())
+        content.pop(drop, None)
+        if name == "config.json":
+            change(content)
+        (folder / name).write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("classes", ["abc", ["a", "a", "b"], [1, 2, 3], [], None, {"a": 0}])
+def test_class_names_that_are_none_are_refused(made, classes):
+    changed_config(made, lambda config: config.update(classes=classes))
+    with pytest.raises(DatasetError, match="config.json is damaged"):
+        load_run(made)
+
+
+@pytest.mark.parametrize("network", ["os:getcwd", "json:dumps", "builtins:print", "math:pi", "torch.nn:Identity", "no.such:Net"])
+def test_an_import_path_of_no_network_is_named(made, network):
+    changed_config(made, lambda config: config["settings"].update(network=network))
+    with pytest.raises(DatasetError, match=str(made)) as caught:
+        load_run(made)
+    assert "\n" not in str(caught.value)
+
+
+def test_runs_of_other_labels_are_not_mixed(tmp_path):
+    """The labels were corrected between two seeds. Runs of the first edition say nothing of them."""
+    for seed, table in enumerate(["before", "after", None]):
+        folder = shutil.copytree(FIRST_EDITION / "training", tmp_path / "mini" / "noisy_small" / "alpha=0.5" / f"seed={seed}")
+        config = json.loads((folder / "config.json").read_text())
+        config["training"]["seed"] = seed
+        config["dataset"] = config.get("dataset", {}) | ({"table": table} if table else {})
+        (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(MixedRunsError, match='data.table: "after" in 1 run.*"before" in 1 run'):
+        collect_runs(tmp_path, "mini")
+    shutil.rmtree(tmp_path / "mini" / "noisy_small" / "alpha=0.5" / "seed=1")
+    assert len(collect_runs(tmp_path, "mini")) == 2
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("sources.json", ""), ("sources.json", "{"), ("sources.json", "[]"), ("sources.json", "7"), ("sources.json", '{"dataset": "x"}'),
+    ("results.csv", ""), ("results.csv", "a,b\n1\n2,3,4\n"), ("results.csv", "a,b\n1,2\n"), ("verdicts.csv", ""),
+])
+def test_damaged_results_are_named_by_the_report(tmp_path, name, content):
+    sources = {"dataset": "x", "synthetic": False, "runs": ["a"], "configuration": {}, "versions": ["{}"], "made_with": {}}
+    (tmp_path / "sources.json").write_text(json.dumps(sources))
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DatasetError, match=f"{name} .*; make it again: make results") as caught:
+        write_report(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_subset_called_NA_is_in_the_report(tmp_path):
+    (tmp_path / "results.csv").write_text("subset,n_seeds,mean\nNA,1,0.5\nclean,1,\n")
+    table = table_html(tmp_path / "results.csv")
+    assert "<td>NA</td>" in table and "<td></td>" in table
+
+
+ODD_CLASSES = ["$\\frac", "$x$", "a_b", "a b", "_hidden", "%s {0}", "ü\n🐦"]
+
+
+def test_figures_show_classes_of_any_name():
+    """Nothing is a formula, and no two classes become one."""
+    assert len({*readable(ODD_CLASSES)}) == len(ODD_CLASSES)
+    predictions = pd.DataFrame({"truth": ODD_CLASSES, "prediction": ODD_CLASSES[::-1]})
+    change = pd.DataFrame({"class": ODD_CLASSES, "change": np.linspace(-1, 1, len(ODD_CLASSES))})
+    points = pd.DataFrame({"x": np.linspace(-1, 1, 7), "y": 0.0, "truth": ODD_CLASSES})
+    figure, axes = plt.subplots(1, 3)
+    plot_confusion(predictions, axes[0])
+    plot_class_change(change, axes[1])
+    plot_embedding_map(points, axes[2])
+    figure.canvas.draw()
+    assert len(axes[1].get_yticklabels()) == len(ODD_CLASSES)
+    plt.close(figure)
 
 
 PROGRAM = textwrap.dedent("""
