@@ -465,8 +465,8 @@ def plot_embedding_map(points: pd.DataFrame, ax: Axes) -> None:
     taken = []
     for number, (_, cloud) in enumerate(points.groupby("truth")[["x", "y"]], 1):
         nearest_first = cloud.iloc[((cloud - cloud.median())**2).sum(axis=1).argsort()].to_numpy()
-        free = [clip for clip in nearest_first if all(np.hypot(*(clip - other)) > 0.1 for other in taken)]
-        taken.append(free[0] if free else nearest_first[0])
+        room = [min((np.hypot(*(clip - other)) for other in taken), default=2) for clip in nearest_first]
+        taken.append(nearest_first[np.argmax(np.minimum(room, 0.1))])  # the first with room, or with most
         ax.text(*taken[-1], number, size=7, weight="bold", ha="center", va="center")
     ax.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), aspect="equal", xticks=[], yticks=[], xlabel="", ylabel="")
     ax.spines[:].set(visible=True, color="0.85")
