@@ -44,7 +44,7 @@ def table_html(path: Path, *, keep=None, digits: int = 3) -> str:
     table = table.drop(columns=hidden, errors="ignore").dropna(axis=1, how="all")
     if table.empty:
         return ""
-    settings = {name: "{:g}".format for name in table if name in ("alpha", "temperature")}
+    settings = {name: "{:g}".format for name in table if name.startswith(("alpha", "temperature"))}
     shown = table.to_html(index=False, border=0, na_rep="", formatters=settings,
                           float_format=lambda value: f"{value:.{digits}f}")
     return f"{shown}<p class='file'>{html.escape(path.name)}</p>"
@@ -87,7 +87,7 @@ def what_was_run(sources: dict) -> str:
 # %% ../nbs/18b_report.ipynb #4339c55f
 FIGURES_OF_REPORT = {
     "accuracy_against_alpha": "Clip accuracy against alpha; dots are seeds, bars Wilson intervals at 95 %.",
-    "heat_maps": "Published and reproduced accuracy, and their difference.",
+    "heat_maps": "Mean clip accuracy of each cell; on FSDnoisy18k the published one stands above.",
     "class_change": "Which classes gain and which lose, from the baseline to the alpha chosen on validation.",
     "confusion": "Confusion of the test clips, summed over seeds.",
     "learning_curves": "Losses over epochs: means over seeds, bands from the lowest seed to the highest.",
@@ -114,7 +114,7 @@ NOTES = {
 }
 STYLE = """
 body { font: 16px/1.5 sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #222 }
-table { border-collapse: collapse; font-size: 14px; display: block; overflow-x: auto }
+table { border-collapse: collapse; font-size: 14px; display: block; overflow-x: auto; margin-top: .6em }
 td, th { padding: .2em .7em; border-bottom: 1px solid #ccc; text-align: right }
 img { max-width: 100% } figure { margin: 1.5em 0 } figcaption, .file { color: #555; font-size: 14px }
 .warning { border-left: 4px solid #b30000; padding: .5em 1em } dt { font-weight: bold }
