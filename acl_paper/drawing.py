@@ -162,7 +162,7 @@ def plot_history(history: pd.DataFrame, axes: Sequence[Axes], *, margin_rad: flo
 
 
 def plot_pretraining(history: pd.DataFrame, axes: Sequence[Axes]) -> None:
-    """Draw a pre-training's loss, its two parts, and the accuracy by nearest neighbours.
+    """Draw a pre-training's loss, its two parts, and the macro accuracy by nearest neighbours.
 
     Parameters
     ----------
@@ -171,12 +171,11 @@ def plot_pretraining(history: pd.DataFrame, axes: Sequence[Axes]) -> None:
     axes : sequence of Axes
         Three.
     """
-    accuracies = ["validation_accuracy", "validation_macro_accuracy"]
-    per_cent = history.assign(**100 * history[accuracies])
+    per_cent = history.assign(validation_macro_accuracy=100 * history.validation_macro_accuracy)
     plot_curves(history, axes[0], ["train_loss"], ylabel="total loss")
     plot_losses(history, axes[1])
-    plot_curves(per_cent, axes[2], accuracies, ylabel="accuracy (%)", marker="o", markersize=4,
-                markeredgewidth=0)
+    plot_curves(per_cent, axes[2], ["validation_macro_accuracy"], ylabel="accuracy (%)", marker="o",
+                markersize=4, markeredgewidth=0)
     axes[2].set_xlim(axes[0].get_xlim())
 
 # %% ../nbs/19_drawing.ipynb #19d00019
@@ -466,8 +465,11 @@ def plot_embedding_map(points: pd.DataFrame, ax: Axes) -> None:
     colors = sns.color_palette(n_colors=len(labels))
     sns.scatterplot(points, x="x", y="y", hue=kind, style=kind, hue_order=labels, style_order=labels,
                     palette=colors, markers=markers, s=14, linewidth=0, alpha=0.6, ax=ax)
+    taken = []
     for number, (_, cloud) in enumerate(points.groupby("truth")[["x", "y"]], 1):
-        middle = cloud.loc[((cloud - cloud.median())**2).sum(axis=1).idxmin()]
-        ax.text(middle.x, middle.y, number, size=7, weight="bold", ha="center", va="center")
+        nearest_first = cloud.iloc[((cloud - cloud.median())**2).sum(axis=1).argsort()].to_numpy()
+        room = [min((np.hypot(*(clip - other)) for other in taken), default=2) for clip in nearest_first]
+        taken.append(nearest_first[np.argmax(np.minimum(room, 0.1))])  # the first with room, or with most
+        ax.text(*taken[-1], number, size=7, weight="bold", ha="center", va="center")
     ax.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), aspect="equal", xticks=[], yticks=[], xlabel="", ylabel="")
     ax.spines[:].set(visible=True, color="0.85")

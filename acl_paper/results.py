@@ -8,10 +8,13 @@ __all__ = ['COMPARABLE', 'PAPER_TEST_CLIPS', 'SUPERVISED_RUNS', 'PUBLISHED_PROBE
            'find_dataset_with_runs', 'prediction_interval', 'verdict', 'results_table', 'data_label', 'printable_table',
            'compare_with_baseline', 'predictions_of', 'chosen_alphas', 'compare_first_losses', 'subset_in_detail',
            'class_change', 'published_selfsupervised', 'collect_probes', 'probes_table', 'printable_probes',
-           'describe_runs', 'describe_probes', 'data_warning', 'save_tables', 'save_printable', 'save_sources']
+           'describe_runs', 'describe_probes', 'data_warning', 'save_tables', 'save_printable', 'code_commit',
+           'save_sources']
 
 # %% ../nbs/18_results.ipynb #b6486dec
 import json
+import shutil
+import subprocess
 from collections.abc import Iterable
 from dataclasses import asdict
 from importlib.resources import files
@@ -23,7 +26,7 @@ import pandas as pd
 from scipy.stats import t as student_t
 
 # %% ../nbs/18_results.ipynb #c11a6494
-from .console import csv_of, write_atomically
+from .console import csv_of, project_root, write_atomically
 from .data import SUBSETS
 from .evaluation import class_accuracy, holm, mcnemar, paired_difference, wilson
 from .folds import CELL, mean_over_folds, tested_folds, with_all_folds
@@ -758,17 +761,41 @@ def save_printable(folder: str | Path, name: str, table: pd.DataFrame, caption: 
     latex = table.to_latex(index=False, escape=True, float_format="%g", caption=caption)
     write_atomically(Path(folder)/f"{name}.tex", latex)
 
+# %% ../nbs/18_results.ipynb #a4f58414
+def code_commit() -> str:
+    "The commit of the project's folder, and whether its package has changed since; \"\" outside of Git."
+    if shutil.which("git") is None:
+        return ""
+
+    def git(*arguments):
+        asked = subprocess.run(["git", *arguments], cwd=project_root(), capture_output=True, text=True)
+        return asked.stdout.strip()
+
+    commit = git("rev-parse", "--short", "HEAD")
+    return f"{commit}, changed since" if commit and git("status", "--porcelain", "acl_paper") else commit
+
 
 def save_sources(path: str | Path, runs: pd.DataFrame, runs_dir: str | Path) -> None:
-    "Write as JSON which run folders, settings, machines and versions a table was made from."
+    """Write as JSON which run folders, settings, machines and versions a table was made from.
+
+    Parameters
+    ----------
+    path : str or Path
+        Of the file.
+    runs : DataFrame
+        From `collect_runs` or `collect_probes`.
+    runs_dir : str or Path
+        Where the run folders are; their names in the file begin there.
+    """
     devices = runs.config.map(lambda config: config.get("machine", {}).get("device", "unknown"))
     sources = {
         "dataset": runs.dataset[0],
         "synthetic": bool(runs.synthetic.any()),
         "runs": [str(folder.relative_to(runs_dir)) for folder in runs.folder],
         "machines": devices.value_counts().to_dict(),
+        "training_seconds": round(runs.training_seconds.sum()) if "training_seconds" in runs else None,
         "configuration": runs.config[0],
         "versions": sorted({json.dumps(config["versions"], sort_keys=True) for config in runs.config}),
-        "made_with": software_versions(),
+        "made_with": software_versions() | {"commit": code_commit()},
     }
     write_atomically(Path(path), json.dumps(sources, indent=1))

@@ -35,7 +35,8 @@ table, the notebook [results](results.ipynb) collects them, and the next build o
 """
 OTHER_DATA = """
 :::{warning}
-These runs are on DATASET. Their accuracies cannot be compared with the published ones, which are on FSDnoisy18k.
+These runs are on DATASET. Their accuracies cannot be compared with the published ones, which are on FSDnoisy18k. A mark is the mean of the
+seeds of a cell; its bar reaches from the lowest seed to the highest. The lines lead the eye: nothing was run between the marks.
 :::
 """
 

@@ -1,16 +1,17 @@
 """Keep the executed experiment notebooks for the site: python docs/keep_executed.py [RUNS [FIGURES]], by default runs and figures.
 
 `make reproduce PART=all` on the mini data set leaves an executed notebook in every run folder, and two beside the figures. One of each
-kind is copied to docs/executed, without what belongs to the machine (paths, times of cells) and without sound; docs/build.py shows its
+kind is copied to docs/executed, without what belongs to the machine (paths, times of cells) without sound and with one line of progress; docs/build.py shows its
 outputs in place of those that the notebook in nbs/ does not have. Nothing is executed here.
 """
-import json, sys
+import json, re, sys
 from pathlib import Path
 
 import nbformat
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "docs" / "executed"
+PROGRESS = re.compile(r"[\w-]+  (?=\d+/\d+ \w+  )")  # "training  2/40 epochs  3 s so far"
 CELL = "clean/alpha=0.5/seed=0"
 ENCODER = "pretrain/resnet18/alpha=0.3/temperature=0.2/seed=0"
 
@@ -44,6 +45,26 @@ def kept_output(output, root: Path):
     return output
 
 
+def printed_once(outputs: list) -> list:
+    "Outputs of a cell, with what was printed in pieces joined."
+    joined = []
+    for output in outputs:
+        if joined and output.output_type == joined[-1].output_type == "stream": joined[-1].text += output.text
+        else: joined.append(output)
+    for output in joined:
+        if output.output_type == "stream": output.text = last_progress(output.text)
+    return joined
+
+
+def last_progress(text: str) -> str:
+    "What was printed, with the last of each row of lines about the progress of one work."
+    kept = []
+    for line in text.splitlines(keepends=True):
+        if (work := PROGRESS.match(line)) and kept and kept[-1].startswith(work[0]): kept.pop()
+        kept.append(line)
+    return "".join(kept)
+
+
 def keep(name: str, folder: Path, run: Path, root: Path = ROOT) -> Path:
     "Copy a notebook that was executed in a project's `root`, which is of that run or of many such; the file it became."
     notebook = nbformat.read(folder / f"{name}.ipynb", 4)
@@ -60,7 +81,7 @@ def keep(name: str, folder: Path, run: Path, root: Path = ROOT) -> Path:
         cell.metadata = {"tags": cell.metadata.tags} if cell.metadata.get("tags") else {}
         if cell.cell_type == "code":
             cell.execution_count = None
-            cell.outputs = [shown for output in cell.outputs if (shown := kept_output(output, root))]
+            cell.outputs = printed_once([shown for output in cell.outputs if (shown := kept_output(output, root))])
     KEPT.mkdir(exist_ok=True)
     nbformat.write(notebook, KEPT / f"{name}.ipynb")
     return KEPT / f"{name}.ipynb"

@@ -172,6 +172,7 @@ def test_an_executed_notebook_is_kept_for_the_site(finished, repository, tmp_pat
     page = build.site_notebook(ROOT / "nbs" / "train.ipynb")
     shown = json.dumps([cell.get("outputs", []) for cell in page.cells])
     assert "clip accuracy" in shown and "image/png" in shown and "audio" not in shown
+    assert len(re.findall(r"training  \d+/\d+ epochs", shown)) == 1
     origin = build.origin(ROOT / "nbs" / "train.ipynb")
     assert "synthetic mini data set" in origin and "`alpha=0.3`" in origin and f"mini {MINI_VERSION}" in origin and "runs_dir" not in origin
     notebook = nbformat.read(folder / "train.ipynb", 4)
