@@ -98,6 +98,8 @@ FIGURES_OF_REPORT = {
     "angles": "Angles between validation patches of one class and of different classes over epochs.",
     "embeddings": "Test clips in the plane: t-SNE of cosine distances between their embeddings.",
 }
+
+# %% ../nbs/18b_report.ipynb #a88d3ca8
 NOTES = {
     "Clip accuracy":
         "Mean, standard deviation, lowest and highest of the seeds. The Wilson interval says how far the "
@@ -116,6 +118,8 @@ NOTES = {
         "Micro weighs a clip by its patches, as the paper's tables do; macro is the mean over classes; clip "
         "counts each clip once.",
 }
+
+# %% ../nbs/18b_report.ipynb #25295363
 STYLE = """
 body { font: 16px/1.5 sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #222 }
 table { border-collapse: collapse; font-size: 14px; display: block; overflow-x: auto; margin-top: .6em }

@@ -42,6 +42,7 @@ python_display_short_literal_types = True
 python_maximum_signature_line_length = 88
 toc_object_entries_show_parents = "hide"
 viewcode_line_numbers = True
+viewcode_follow_imported_members = False  # they would bring pages of Python's own library
 
 exclude_patterns = ["notebooks", "extra"]  # for download, and copied as they are
 

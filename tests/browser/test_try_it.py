@@ -140,7 +140,8 @@ def test_the_model_of_the_page_hears_its_example(page, site):
     assert f"with a probability of {probabilities.max():.2f}" in said
     drawn = [each.text.split("\n")[0] for each in page.find_elements("css selector", ".try-label")]
     classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
-    assert set(drawn) == {name for name, highest in zip(classes, timeline[0].max(0)) if highest >= 0.05}
+    highest = dict(zip(classes, timeline[0].max(0)))
+    assert drawn == [name for name in sorted(classes, key=highest.get, reverse=True) if highest[name] >= 0.05][:5]
     colours = page.execute_script("""const canvas = document.getElementById('try-spectrogram');
         return [canvas.width, canvas.height, new Set(new Uint32Array(canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.buffer)).size]""")
     assert colours[:2] == [1 + 9 * 50, 96] and colours[2] > 500
