@@ -133,6 +133,8 @@ def _ogg_fault(data: bytes) -> str:
             return "cut short: its last page is not whole"
         if _ogg_checksum(page[:22] + bytes(4) + page[26:]) != page[22:26]:
             return f"damaged: the page at byte {position} does not have its checksum"
+        if is_last and page[5] & 2:
+            return "several streams, of which only the first would be read: convert it to WAV or FLAC"
         is_last = bool(page[5] & 4)
         position = end
     return "" if is_last else "cut short or damaged: it has no last page"
@@ -264,10 +266,14 @@ def _check_length(path: Path, file, sample_rate: int) -> None:
 def _mono_blocks(path: Path, file, n_frames: int) -> Iterator[np.ndarray]:
     "The samples of an open file in blocks of `n_frames`, mixed down, float32; an `AudioError` if some lack."
     is_16_bit = file.subtype == "PCM_16"
+    has_checksum = file.format == "FLAC" and is_16_bit
+    total = hashlib.md5(usedforsecurity=False)
     n_read = 0
     while True:
         block = file.read(n_frames, dtype="int16" if is_16_bit else "float32", always_2d=True)
         n_read += len(block)
+        if has_checksum:
+            total.update(block.astype("<i2", copy=False))
         if is_16_bit:
             block = block * np.float32(2**-15)
         is_last = len(block) < n_frames
@@ -279,6 +285,15 @@ def _mono_blocks(path: Path, file, n_frames: int) -> Iterator[np.ndarray]:
     allowed = 1152 if file.format == "MP3" else 0  # some encoders count the frame with the number of frames
     if n_read < file.frames - allowed:
         raise AudioError(path, f"cut short or damaged: {n_read} of its {file.frames} samples can be decoded")
+    if has_checksum and _stated_md5(path) not in (b"", total.digest()):
+        raise AudioError(path, "damaged: its samples do not have their checksum")
+
+
+def _stated_md5(path: Path) -> bytes:
+    "The MD5 of its samples that a FLAC file states; empty where it states none."
+    with open(path, "rb") as raw:
+        head = raw.read(42)
+    return head[26:] if head.startswith(b"fLaC") and any(head[26:]) else b""
 
 
 def _resampled(blocks: Iterator[np.ndarray], rate: int, sample_rate: int) -> Iterator[np.ndarray]:

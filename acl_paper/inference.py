@@ -12,7 +12,6 @@ import copy
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
 from functools import partial
 from numbers import Real
 from pathlib import Path
@@ -27,7 +26,7 @@ from torch import Tensor
 # %% ../nbs/20_inference.ipynb #cc62a75a
 from .audio import BLOCK, RATES, audio_blocks
 from .console import DatasetError
-from .evaluation import Run, choose_device, tuned
+from .evaluation import Run, choose_device, plain_float32, tuned
 from .log_mel import FeatureConfig, log_mel, repeat_short
 from .losses import unit_vectors
 from .networks import placed
@@ -433,8 +432,8 @@ def named(recordings: object) -> dict[str, object]:
 
 
 def exact(device: torch.device):
-    "The context in which float32 means float32 on a GPU too."
-    return tuned("float32") if device.type == "cuda" else nullcontext()
+    "The context in which a network computes in float32, whatever the program around it has set."
+    return tuned("float32") if device.type == "cuda" else plain_float32()
 
 # %% ../nbs/20_inference.ipynb #5d73469a
 class Classifier:

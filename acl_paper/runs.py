@@ -350,7 +350,8 @@ def _weights_of(run):
 
     tensors = {f"network.{name}": tensor.contiguous() for name, tensor in run.network.state_dict().items()}
     for name in ("mean", "scale"):
-        tensors[f"scaler.{name}"] = torch.as_tensor(getattr(run.scaler, name), dtype=torch.float64)
+        value = getattr(run.scaler, name)
+        tensors[f"scaler.{name}"] = torch.as_tensor(value, dtype=torch.float64, device="cpu")
     return safetensors.torch.save(tensors)
 
 
@@ -464,18 +465,20 @@ def load_run(folder: str | Path, *, network=None):
     DatasetError
         when a file is damaged, or the run's network cannot be imported, with its path.
     """
-    from acl_paper.evaluation import Run
+    from acl_paper.evaluation import Run, plain_float32
 
     if is_published(folder):
         from acl_paper.pretraining import published
-        return published(str(folder).removeprefix(PUBLISHED))
+        with plain_float32():
+            return published(str(folder).removeprefix(PUBLISHED))
     folder = _require(folder, "config.json", "history.csv", "metrics.json")
     best_epoch = _whole(folder/"metrics.json", lambda path: read_metrics(path)["best_epoch"])
     config = read_config(folder)
     settings, features, classes = _whole(folder/"config.json", lambda _: _described(config))
     history = _whole(folder/"history.csv", _read_table).rename(columns=FIRST_EDITION_COLUMNS)
     weights = _read_weights(folder, config)
-    trained = _rebuilt(folder, config, features.n_mels, network)
+    with plain_float32():
+        trained = _rebuilt(folder, config, features.n_mels, network)
     try:
         trained.load_state_dict(_without_prefix("network.", weights))
         scaler = _scaler(weights)

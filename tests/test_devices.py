@@ -1,19 +1,28 @@
 """What a GPU asks of the code, tried without one: nothing in an epoch reads a value back, and a recorded step does what an unrecorded one does."""
+from contextlib import contextmanager
 from functools import partial
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
+import works
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from acl_paper.augment import AugmentConfig, two_views
-from acl_paper.evaluation import CudaRecording, outputs_of, step_schedule
+from acl_paper.evaluation import CudaRecording, evaluate, outputs_of, step_schedule
+from acl_paper.inference import Classifier
 from acl_paper.losses import RELEASED_CONSTANT_OF_VIEWS, AngularContrastiveLoss, InfoNCE
 from acl_paper.networks import PaperCNN, make_network
 from acl_paper.patches import ClipFrames, Patches, random_patches
 from acl_paper.pretraining import PretrainConfig, first_networks, view_loss
+from acl_paper.pretraining import fit as fit_encoder
+from acl_paper.probing import ProbeConfig
+from acl_paper.probing import fit as fit_probe
 from acl_paper.robust_losses import FIRST_LOSSES, first_loss
-from acl_paper.training import TrainConfig, TrainingStep, angle_percentiles, loss_of, validation_losses
+from acl_paper.runs import save_run
+from acl_paper.training import TrainConfig, TrainingStep, angle_percentiles, fit, loss_of, validation_losses
 
 META = torch.device("meta")  # shapes without values: whoever asks for a value gets an error
 
@@ -239,3 +248,78 @@ def test_a_recording_refuses_rows_of_another_length(monkeypatch):
     recording(torch.arange(8))
     with pytest.raises(ValueError, match="a recorded step takes 8 rows, got 1"):
         recording(torch.arange(1))
+
+
+# Whatever the program around it has set
+
+
+@contextmanager
+def default_dtype(dtype):
+    torch.set_default_dtype(dtype)
+    try: yield
+    finally: torch.set_default_dtype(torch.float32)
+
+
+@contextmanager
+def precision_of_today(value):
+    backends = [torch.backends, torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.mkldnn.matmul]
+    before = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = value
+    try: yield
+    finally:
+        for backend, was in zip(backends, before):
+            backend.fp32_precision = was
+
+
+@contextmanager
+def precision_of_before(value):
+    torch.set_float32_matmul_precision(value)
+    try: yield
+    finally: torch.set_float32_matmul_precision("highest")
+
+
+@contextmanager
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    try: yield
+    finally: torch.use_deterministic_algorithms(False)
+
+
+STATES = {
+    "float64": partial(default_dtype, torch.float64), "bfloat16": partial(default_dtype, torch.bfloat16), "ieee": partial(precision_of_today, "ieee"),
+    "tf32": partial(precision_of_today, "tf32"), "high": partial(precision_of_before, "high"), "medium": partial(precision_of_before, "medium"),
+    "no gradients": torch.no_grad, "inference": torch.inference_mode, "autocast": partial(torch.autocast, "cpu", torch.bfloat16),
+    "another device": partial(torch.device, "meta"), "deterministic": deterministic,
+}
+
+
+def everything_made(split, clips, waveform, folder):
+    """Weights of a training, a pre-training and a probe, and what the saved ones say of a waveform."""
+    training = fit(split, TrainConfig(epochs=2, batch_size=32, patch_frames=20), **works.QUIET)
+    predictions, _ = evaluate(training, split.test, pd.Series([f"{i}.wav" for i in range(6)]), device="cpu")
+    settings = PretrainConfig(width=2, epochs=1, batch_size=8, patch_frames=33, patch_hop=16, n_neighbours=5, evaluate_every=1)
+    pretraining = fit_encoder(clips, settings, **works.QUIET)
+    probe = fit_probe(clips, ProbeConfig(task="finetune", epochs=1), pretrained=pretraining, **works.QUIET)
+    told = [weight.tolist() for run in (training, pretraining, probe) for weight in run.network.state_dict().values()]
+    for run in (training, pretraining, probe):
+        save_run(folder / run.kind, run)
+        told.append(Classifier.load(folder / run.kind, device="cpu").embed(waveform, sr=44_100).tolist())
+    return [*told, predictions.values.tolist()]
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory):
+    made_of = works.random_split(), works.random_clips(), np.random.default_rng(0).uniform(-0.5, 0.5, 60_000)
+    return made_of, everything_made(*made_of, tmp_path_factory.mktemp("usual"))
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_torchs_global_state_changes_nothing_and_is_left_as_it_was(usual, state, tmp_path):
+    made_of, expected = usual
+    with STATES[state]():
+        def settings(): return torch.get_default_dtype(), torch.is_grad_enabled(), torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision, \
+            torch.backends.mkldnn.matmul.fp32_precision, torch.is_autocast_enabled("cpu"), torch.get_default_device()
+        before = settings()
+        assert everything_made(*made_of, tmp_path) == expected
+        assert settings() == before

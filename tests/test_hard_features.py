@@ -6,6 +6,7 @@ import errno
 import functools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,7 +24,7 @@ import soundfile
 import torch
 from helpers import PEAK_BYTES, command, environment, run
 
-from acl_paper.audio import AudioError, first_edition_fingerprint, read_audio, source_fingerprint
+from acl_paper.audio import AudioError, audio_blocks, first_edition_fingerprint, read_audio, source_fingerprint
 from acl_paper.console import DatasetError, read_rows
 from acl_paper.data import class_names, load_clips, table_fingerprint
 from acl_paper.features import BadClipsError, FeatureConfig, FeatureStoreError, extract_features, open_feature_store
@@ -176,6 +177,31 @@ def test_mp3_without_the_number_of_its_frames_is_not_read_in_part(tmp_path):
     assert soundfile.info(path).frames < 200_000
     with pytest.raises(AudioError, match="does not state its length"):
         read_audio(path)
+
+
+def test_what_is_not_all_of_a_file_is_not_read_for_all(tmp_path):
+    """A FLAC file with a frame less, for which the decoder gives silence; Ogg streams one after the other, of which it reads the first."""
+    path = tmp_path / "x.flac"
+    soundfile.write(path, noise(1), 44_100, subtype="PCM_16")
+    content = path.read_bytes()
+    third, fourth = [found.start() for found in re.finditer(rb"\xff\xf8\xc9\x08", content)][3:5]
+    path.write_bytes(content[:third] + content[fourth:])
+    with pytest.raises(AudioError, match="x.flac: .*(checksum|decoder)"):
+        read_audio(path)
+    for suffix in ("ogg", "opus"):
+        (tmp_path / f"x.{suffix}").write_bytes(2 * encoded(suffix))
+        with pytest.raises(AudioError, match="several streams"):
+            read_audio(tmp_path / f"x.{suffix}", 48_000)
+
+
+@pytest.mark.parametrize("rate", [1, 50, 99, 2_000_000])
+def test_no_sound_has_such_a_rate(rate, tmp_path):
+    """Of an hour at 1 Hz there would be 159 million samples."""
+    soundfile.write(tmp_path / "x.wav", np.zeros(3600), rate)
+    with pytest.raises(AudioError, match="x.wav: (its sample rate of|3600 s in 1 channels at 1 Hz)"):
+        read_audio(tmp_path / "x.wav")
+    with pytest.raises(AudioError, match="its sample rate of"):
+        next(audio_blocks(tmp_path / "x.wav"))
 
 
 def test_finite_after_every_conversion(tmp_path):

@@ -202,6 +202,17 @@ def test_what_a_pattern_cannot_hold_is_reached_by_a_link(name, tmp_path):
     assert not set(link) & set("{}\r\n") and os.readlink(link) == os.path.abspath(tmp_path / name if name[0] != "-" else name)
 
 
+def test_names_that_begin_with_a_tilde(tmp_path, monkeypatch):
+    """One that is typed means a home folder, in the notebooks as here; a data set may lie in a folder of such a name."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert plan_table(CELL | {"dataset": "mini", "runs": "~/r", "figures": "f"}).runs == str(tmp_path / "home" / "r")
+    with pytest.raises(ValueError, match="~nosuchuser/r: there is no such home folder"):
+        plan_table(CELL | {"dataset": "mini", "runs": "~nosuchuser/r"})
+    data = make_data_set(tmp_path / "~odd", 12, 2.1)
+    assert plan_table(CELL | {"dataset": "plain", "data": str(data)}).data.root == str(data)
+
+
 @pytest.mark.parametrize("name", ["runs", "my runs", "it's", 'a "b"', "back\\slash", "$(x) `y`; z", "ü", "🐦", "a-b"])
 def test_other_names_stay(name, tmp_path):
     assert linked(name, str(tmp_path / "links")) == name and not (tmp_path / "links").exists()

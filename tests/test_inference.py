@@ -20,6 +20,7 @@ from helpers import PEAK_BYTES, REAL_MINI, ROOT, SHARED, command, environment, r
 from acl_paper.audio import AudioError, audio_blocks, read_audio
 from acl_paper.batch import Results, acl_embed, acl_predict, as_audacity, find_recordings, predicted, prediction_line, read_results
 from acl_paper.console import DatasetError
+from acl_paper.data import DatasetLocation
 from acl_paper.evaluation import Run, clip_outputs, outputs_of
 from acl_paper.features import SSL_FEATURES, FeatureConfig
 from acl_paper.inference import KEPT_BLOCKS, Classifier, Recording, segments
@@ -29,6 +30,7 @@ from acl_paper.patches import InputScale, Patches, Scaler, grid_patches, test_pa
 from acl_paper.pretraining import PretrainConfig, first_networks
 from acl_paper.probing import EncoderWithClassifier, ProbeConfig, origin_of
 from acl_paper.runs import load_run, save_run
+from acl_paper.testing import clips_to_test, predictions_of
 from acl_paper.training import TrainConfig
 
 test_patch_starts.__test__ = False
@@ -205,6 +207,22 @@ def test_a_list_of_recordings_is_taken_line_by_line(monkeypatch):
     found, complaints = find_recordings(["-"])
     assert complaints == ["~q.wav: there is no such home folder; write the whole path.", "[p].wav: nothing has such a name"][::-1]
     assert found == [name for name in names if name not in ("[p].wav", "~q.wav")]
+
+
+def test_links_that_leave_the_data_are_not_tested_on(runs, tmp_path, monkeypatch):
+    for label in ("Bark", "Rain"):
+        (tmp_path / "set" / label).mkdir(parents=True)
+        for number in range(3):
+            soundfile.write(tmp_path / "set" / label / f"{number}.wav", noise(1, seed=number), 44_100)
+    shutil.move(tmp_path / "set" / "Rain" / "1.wav", tmp_path / "secret.wav")
+    os.symlink(tmp_path / "secret.wav", tmp_path / "set" / "Rain" / "1.wav")
+    location = DatasetLocation("set", tmp_path / "set", False)
+    classifier = Classifier.load(runs / "training", device="cpu")
+    clips = clips_to_test(location, CLASSES, "all")
+    predictions, problems = predictions_of(classifier, location, clips, every_s=None)
+    assert len(predictions) == 5 and list(problems) == ["Rain/1.wav"] and "outside of the data set's folder" in problems["Rain/1.wav"]
+    monkeypatch.setenv("ACL_LINKS", str(tmp_path))
+    assert len(predictions_of(classifier, location, clips, every_s=None)[0]) == 6
 
 
 def test_a_name_without_letters_is_not_the_working_directory():
