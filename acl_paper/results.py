@@ -161,9 +161,8 @@ def _read_run(folder):
     config = read_config(folder)
     settings = {name: config["settings"][name] for name in CELL}
     settings["test_fold"] = config["settings"].get("test_fold", "")
-    synthetic = config["data"].get("synthetic", False)
-    row = settings | {"folder": folder, "synthetic": synthetic, "config": config}
-    return row | read_metrics(folder/"metrics.json")
+    row = {"folder": folder, "synthetic": config["data"].get("synthetic", False), "config": config}
+    return settings | row | read_metrics(folder/"metrics.json")
 
 # %% ../nbs/18_results.ipynb #020df219
 def _nothing_found(root):
@@ -767,12 +766,12 @@ def code_commit() -> str:
     if shutil.which("git") is None:
         return ""
 
-    def git(*arguments):
-        asked = subprocess.run(["git", *arguments], cwd=project_root(), capture_output=True, text=True)
+    def git(*words):
+        asked = subprocess.run(["git", *words], cwd=project_root(), capture_output=True, text=True)
         return asked.stdout.strip()
 
-    commit = git("rev-parse", "--short", "HEAD")
-    return f"{commit}, changed since" if commit and git("status", "--porcelain", "acl_paper") else commit
+    changed = ", changed since" if git("status", "--porcelain", "acl_paper") else ""
+    return git("rev-parse", "--short", "HEAD") + changed
 
 
 def save_sources(path: str | Path, runs: pd.DataFrame, runs_dir: str | Path) -> None:
