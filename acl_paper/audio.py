@@ -43,6 +43,8 @@ from acl_paper.console import (
     read_cache,
     write_cache,
 )
+
+# %% ../nbs/08a_audio.ipynb #e723ca54
 from .data import one_spelling
 
 # %% ../nbs/08a_audio.ipynb #dfc60b4e
