@@ -517,6 +517,17 @@ def find_published(kind: str, folder: str | Path | None = None) -> Path | None:
     usual = project_root() / "data" / kind, project_root().parent / "shared" / kind
     return next((place for place in usual if place.is_dir()), None)
 
+# %% ../nbs/06_download.ipynb #64463dad
+def _check_choice(embeddings, weights, parts, md5s):
+    "Refuse options from which it cannot be known what is meant."
+    if embeddings and weights:
+        raise DatasetError("--embeddings and --weights are two downloads: give one of them.")
+    if (embeddings or weights) and (parts or md5s):
+        kind = "embeddings" if embeddings else "weights"
+        raise DatasetError(f"--parts and --md5s are of FSDnoisy18k, not of --{kind}.")
+    if parts == []:
+        raise DatasetError(f"--parts names none: give all, or some of {','.join(FSDNOISY18K_MD5)}.")
+
 # %% ../nbs/06_download.ipynb #4474451b
 @command
 def acl_download(
@@ -536,12 +547,7 @@ def acl_download(
     kind = "embeddings" if embeddings else "weights" if weights else "FSDnoisy18k"
     folder = user_path(dest) if dest else project_folder("data") / kind
     chosen = None if parts == "all" else parts.replace(",", " ").split()
-    if embeddings and weights:
-        raise DatasetError("--embeddings and --weights are two downloads: give one of them.")
-    if kind in PUBLISHED_FILES and (chosen or md5s):
-        raise DatasetError(f"--parts and --md5s are of FSDnoisy18k, not of --{kind}.")
-    if chosen == []:
-        raise DatasetError(f"--parts names none: give all, or some of {','.join(FSDNOISY18K_MD5)}.")
+    _check_choice(embeddings, weights, chosen, md5s)
     try:
         if kind in PUBLISHED_FILES:
             return _download_published(kind, folder, base_url, retries)

@@ -252,6 +252,15 @@ def export_onnx(model: AudioModel, path: str | Path) -> None:
     onnx.checker.check_model(proto)
     write_atomically(path, proto.SerializeToString())
 
+# %% ../nbs/20c_export.ipynb #4b62a569
+def _check_writable(path):
+    "A `DatasetError` unless a file of that name can be written."
+    if not path.absolute().parent.is_dir():
+        raise DatasetError(f"{path} cannot be written: its folder is not there")
+    if path.is_dir():
+        raise DatasetError(f"{path} is a folder; give the name of the file")
+    make_folder(path.parent, "the model")
+
 # %% ../nbs/20c_export.ipynb #38bedee6
 @command
 def acl_export(run: str,  # run folder of the model
@@ -282,12 +291,3 @@ def acl_export(run: str,  # run folder of the model
     for path in files.values():
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, waveforms at {model.sample_rate:,} Hz, "
               f"{len(model.classes) or 'no'} classes")
-
-
-def _check_writable(path):
-    "A `DatasetError` unless a file of that name can be written."
-    if not path.absolute().parent.is_dir():
-        raise DatasetError(f"{path} cannot be written: its folder is not there")
-    if path.is_dir():
-        raise DatasetError(f"{path} is a folder; give the name of the file")
-    make_folder(path.parent, "the model")

@@ -27,6 +27,18 @@ from .console import check_types, printable
 # what bounds the memory
 MOST = {"sample_rate": 1_000_000, "n_fft": 65_536, "n_mels": 1024, "min_duration_s": 600}
 
+# %% ../nbs/08b_log_mel.ipynb #ba3bb023
+def _check_bounds(config):
+    "Refuse settings with which all memory would be taken, or silence would give no numbers."
+    for name, most in MOST.items():
+        if getattr(config, name) > most:
+            raise ValueError(f"{name} must be at most {most:,}, got {getattr(config, name)}")
+    for name in ("peak_offset", "log_offset"):
+        if getattr(config, name) <= 0:
+            raise ValueError(f"{name} must be above 0, got {getattr(config, name)}")
+    if config.min_duration_s < 0:
+        raise ValueError(f"min_duration_s must be at least 0, got {config.min_duration_s}")
+
 # %% ../nbs/08b_log_mel.ipynb #ecd79348
 @dataclass(frozen=True)
 class FeatureConfig:
@@ -77,12 +89,7 @@ class FeatureConfig:
         for name in ("sample_rate", "n_fft", "win_length", "hop_length", "n_mels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be a whole number from 1, got {getattr(self, name)}")
-        for name, most in MOST.items():
-            if getattr(self, name) > most:
-                raise ValueError(f"{name} must be at most {most:,}, got {getattr(self, name)}")
-        if not (self.peak_offset > 0 and self.log_offset > 0 and self.min_duration_s >= 0):
-            raise ValueError("peak_offset and log_offset must be above 0, and min_duration_s at least 0, got "
-                             f"{self.peak_offset}, {self.log_offset} and {self.min_duration_s}")
+        _check_bounds(self)
         if self.win_length > self.n_fft:
             raise ValueError(f"win_length must be at most n_fft, {self.n_fft}, got {self.win_length}")
         if not 0 <= self.fmin_hz < self.fmax_hz <= self.sample_rate / 2:

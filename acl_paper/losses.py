@@ -391,8 +391,20 @@ def _rows_of_batch(embedding, labels, first_input, *, views, gather):
         batch = [None if each is None else gather_ranks(each) for each in batch]
     return _rows_of_views(*batch) if views else batch
 
+# %% ../nbs/02_losses.ipynb #45cc91b2
+class _WithFirstLoss(CheckedSettings):
+    "A loss beside a first one, whose ignored label is its own unless it is given another."
+    @property
+    def ignore_index(self) -> int:
+        "The label of rows that are left out of the angular loss."
+        return _ignored_by(self.first_loss) if self._ignored is None else self._ignored
+
+    @ignore_index.setter
+    def ignore_index(self, label: int | None) -> None:
+        self._ignored = label
+
 # %% ../nbs/02_losses.ipynb #96c833de
-class AngularContrastiveLoss(CheckedSettings):
+class AngularContrastiveLoss(_WithFirstLoss):
     """ACL = alpha * L1 + (1 - alpha) * angular margin loss: the paper, equation 3, for labels and for views.
 
     With "released", the paper's reduction, the angular loss grows with the square of the batch: random
@@ -454,15 +466,6 @@ class AngularContrastiveLoss(CheckedSettings):
         self.first_loss = first_loss or _cross_entropy(reduction)
         self.ignore_index = ignore_index
         self.views, self.gather = views, gather
-
-    @property
-    def ignore_index(self) -> int:
-        "The label of rows that are left out of the angular loss."
-        return _ignored_by(self.first_loss) if self._ignored is None else self._ignored
-
-    @ignore_index.setter
-    def ignore_index(self, label: int | None) -> None:
-        self._ignored = label
 
     def forward(self, embedding: Tensor, labels: Tensor | None, first_input: Tensor | None = None,
                 **of_first) -> Tensor:
