@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
-from helpers import REAL_MINI, ROOT, command, run
+from helpers import REAL_MINI, ROOT, command, run, run_acl
 from test_workflow import project, reproduce  # noqa: F401
 
 from acl_paper.data import load_clips
@@ -15,7 +15,7 @@ from acl_paper.results import collect_runs
 
 
 def dataset(folder, *options):
-    return run(command("acl_dataset", folder, *options))
+    return run_acl("acl_dataset", folder, *options)
 
 
 def write_csv(file, rows):

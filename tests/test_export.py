@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import ROOT, command, run
+from helpers import ROOT, run, run_acl
 
 from acl_paper import patches as cut
 from acl_paper.console import DatasetError
@@ -200,7 +200,7 @@ print(probabilities.shape[1], embedding.shape[1], "acl_paper" in sys.modules)
 
 
 def test_a_program_needs_torch_alone(folder, tmp_path):
-    said = run(command("acl_export", folder, "--pt2", "model.pt2"), cwd=tmp_path, environ={"PYTHONPATH": str(ROOT)})
+    said = run_acl("acl_export", folder, "--pt2", "model.pt2", cwd=tmp_path, environ={"PYTHONPATH": str(ROOT)})
     assert said.returncode == 0, said.stderr
     assert said.stdout.startswith("model.pt2: ") and said.stdout.endswith(" MB, waveforms at 44,100 Hz, 3 classes\n")
     told = run([sys.executable, "-c", ALONE, "model.pt2"], cwd=tmp_path, environ={"PYTHONPATH": ""})
@@ -209,7 +209,7 @@ def test_a_program_needs_torch_alone(folder, tmp_path):
 
 @needs_onnx
 def test_the_command_writes_onnx(folder, tmp_path):
-    said = run(command("acl_export", folder, "--onnx", "model.onnx"), cwd=tmp_path, environ={"PYTHONPATH": str(ROOT)})
+    said = run_acl("acl_export", folder, "--onnx", "model.onnx", cwd=tmp_path, environ={"PYTHONPATH": str(ROOT)})
     assert said.returncode == 0 and said.stderr == "", said.stderr
     assert said.stdout.startswith("model.onnx: ")
     assert str(ROOT).encode() not in (tmp_path / "model.onnx").read_bytes(), "a path of this machine"
@@ -222,7 +222,7 @@ def test_the_command_writes_onnx(folder, tmp_path):
 ])
 def test_errors_are_one_line(arguments, message, folder, tmp_path):
     arguments = arguments if arguments[:1] == ["nowhere"] else [folder, *arguments]
-    said = run(command("acl_export", *arguments), cwd=tmp_path, environ={"PYTHONPATH": str(ROOT)})
+    said = run_acl("acl_export", *arguments, cwd=tmp_path, environ={"PYTHONPATH": str(ROOT)})
     assert said.returncode != 0 and said.stdout == ""
     assert said.stderr.startswith(message) and said.stderr.count("\n") == 1
 

@@ -2,7 +2,7 @@
 import json
 
 import pytest
-from helpers import ROOT, command, run
+from helpers import ROOT, run_acl
 
 from acl_paper.mini import MiniConfig, make_mini
 
@@ -13,7 +13,7 @@ def test_a_command_says_where_it_writes(tmp_path):
     make_mini(tmp_path / "set", TINY, n_jobs=1, every_s=None)
     elsewhere = tmp_path / "else where"
     elsewhere.mkdir()
-    done = run(command("acl_features", "--data_dir", tmp_path / "set"), cwd=elsewhere)
+    done = run_acl("acl_features", "--data_dir", tmp_path / "set", cwd=elsewhere)
     told = [line for line in done.stderr.splitlines() if "no project" in line]
     assert done.returncode == 0 and len(told) == 1, done.stderr
     assert all(str(elsewhere / name) in told[0] for name in ("data", "runs", "figures"))
@@ -22,7 +22,7 @@ def test_a_command_says_where_it_writes(tmp_path):
 
 def test_where_all_is_named_nothing_is_said(tmp_path):
     make_mini(tmp_path / "set", TINY, n_jobs=1, every_s=None)
-    done = run(command("acl_features", "--data_dir", tmp_path / "set", "--features_dir", tmp_path / "features"), cwd=tmp_path)
+    done = run_acl("acl_features", "--data_dir", tmp_path / "set", "--features_dir", tmp_path / "features", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
 
 

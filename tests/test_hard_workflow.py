@@ -14,7 +14,7 @@ from test_workflow import call, contents, count, planned, project, reproduce, wa
 
 from acl_paper.audio import first_edition_fingerprint
 from acl_paper.data import load_clips
-from acl_paper.workflow import _values, differences, linked, plan_encoders, plan_table, unfinished
+from acl_paper.workflow import _values, differences, linked, plan_encoders, plan_table, unfinished, visible_gpus
 
 CELL = dict(alphas="1", subsets="clean", seeds="0", epochs=1)
 
@@ -243,9 +243,14 @@ def test_one_allowed_core_of_many():
 
 
 @pytest.mark.parametrize("named", ["none", "NoDevFiles", "-1", "", " ", "-1,0", "void"])
-def test_no_gpu_is_asked_for(named, project):
+def test_no_gpu_is_visible(named, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert visible_gpus() == []
+
+
+def test_no_gpu_is_asked_for(project):
     call_ = call(project, "--more=-n -p", **CELL)
-    call_["env"] |= {"CUDA_VISIBLE_DEVICES": named}
+    call_["env"] |= {"CUDA_VISIBLE_DEVICES": "none"}
     done = subprocess.run(**call_, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "gpu0" not in done.stdout and "export CUDA" not in done.stdout, done.stderr
 

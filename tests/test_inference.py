@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
-from helpers import PEAK_BYTES, REAL_MINI, ROOT, SHARED, command, environment, run
+from helpers import PEAK_BYTES, REAL_MINI, ROOT, SHARED, command, environment, run, run_acl
 
 from acl_paper.audio import AudioError, audio_blocks, read_audio
 from acl_paper.batch import Results, acl_embed, acl_predict, as_audacity, find_recordings, predicted, prediction_line, read_results
@@ -282,14 +282,14 @@ def test_lists_wildcards_and_what_is_not_there(runs, recordings):
 ])
 def test_refused_in_one_line(runs, recordings, tmp_path, arguments, says):
     given = arguments if "--run" in arguments else [*arguments, "--run", runs / "training"]
-    done = run([*command("acl_predict", "recordings", *given)], cwd=tmp_path)
+    done = run_acl("acl_predict", "recordings", *given, cwd=tmp_path)
     assert done.returncode != 0 and says in done.stderr and "Traceback" not in done.stderr
     assert soundfile.info(recordings[0] / "plain.wav").frames == 3 * 44_100
 
 
 def test_a_destination_that_cannot_be_written_to_is_known_before_the_work(runs, recordings, tmp_path):
     (tmp_path / "file").touch()
-    done = run([*command("acl_predict", recordings[0], "--run", runs / "training", "--out", tmp_path / "file" / "heard.csv")])
+    done = run_acl("acl_predict", recordings[0], "--run", runs / "training", "--out", tmp_path / "file" / "heard.csv")
     assert done.returncode != 0 and done.stdout == "" and "cannot take the results" in done.stderr
 
 
@@ -338,12 +338,12 @@ def test_stopped_and_resumed_is_as_not_stopped(runs, many, tmp_path, how):
 def test_resume_takes_no_other_models_work(runs, recordings, tmp_path):
     folder = recordings[0]
     for format in ("csv", "json", "jsonl"):
-        arguments = command("acl_predict", folder / "plain.wav", "--out", tmp_path / f"heard.{format}")
-        assert run([*arguments, "--run", runs / "training"]).returncode == 0
+        arguments = ("acl_predict", folder / "plain.wav", "--out", tmp_path / f"heard.{format}")
+        assert run_acl(*arguments, "--run", runs / "training").returncode == 0
         before = (tmp_path / f"heard.{format}").read_bytes()
-        again = run([*arguments, "--run", runs / "training", "--resume"])
+        again = run_acl(*arguments, "--run", runs / "training", "--resume")
         assert (again.returncode, again.stdout) == (0, "") and (tmp_path / f"heard.{format}").read_bytes() == before
-        refused = run([*arguments, "--run", runs / "probe", "--resume"])
+        refused = run_acl(*arguments, "--run", runs / "probe", "--resume")
         assert refused.returncode != 0 and "leave out --resume" in refused.stderr
 
 
@@ -399,7 +399,7 @@ def test_resume_after_a_second_call_was_killed(tmp_path):
 def test_timeline(runs, recordings, tmp_path):
     """Nine seconds of noise, nine of silence."""
     soundfile.write(tmp_path / "scene.wav", np.concatenate([noise(9), np.zeros(9 * 44_100)]), 44_100)
-    done = run([*command("acl_predict", tmp_path / "scene.wav", "--run", runs / "training", "--timeline", "--out", tmp_path / "labels.txt")])
+    done = run_acl("acl_predict", tmp_path / "scene.wav", "--run", runs / "training", "--timeline", "--out", tmp_path / "labels.txt")
     assert done.returncode == 0, done.stderr
     labels = [line.split("\t") for line in (tmp_path / "labels.txt").read_text().splitlines()]
     assert float(labels[0][0]) == 0 and labels[-1][2] == "silent" and float(labels[-1][1]) == 18
@@ -410,20 +410,20 @@ def test_without_a_run_it_is_the_newest(runs, recordings, tmp_path):
     project = tmp_path / "project"
     project.mkdir()
     (project / "settings.ini").write_text("[DEFAULT]\n")
-    none = run([*command("acl_predict", recordings[0])], cwd=project)
+    none = run_acl("acl_predict", recordings[0], cwd=project)
     assert none.returncode != 0 and "papermill nbs/train.ipynb" in none.stderr
     shutil.copytree(runs, project / "runs")
     for age, kind in enumerate(("pretraining", "probe", "training")):
         os.utime(project / "runs" / kind / "metrics.json", (time.time() - age, time.time() - age))
-    found = run([*command("acl_predict", recordings[0] / "plain.wav")], cwd=project)
+    found = run_acl("acl_predict", recordings[0] / "plain.wav", cwd=project)
     assert found.returncode == 0 and "model: runs/probe, the newest finished run" in found.stderr
-    embedded = run([*command("acl_embed", recordings[0] / "plain.wav")], cwd=project)
+    embedded = run_acl("acl_embed", recordings[0] / "plain.wav", cwd=project)
     assert embedded.returncode == 0 and "model: runs/pretraining" in embedded.stderr
     assert np.load(project / "embeddings.npz")["embeddings"].shape == (1, 32)
 
 
 def test_an_encoder_does_not_predict(runs, recordings):
-    done = run([*command("acl_predict", recordings[0], "--run", runs / "pretraining")])
+    done = run_acl("acl_predict", recordings[0], "--run", runs / "pretraining")
     assert done.returncode != 0 and "acl_probe" in done.stderr and done.stdout == ""
 
 
@@ -479,16 +479,16 @@ WEIGHTS = {"ACL_WEIGHTS": str(SHARED / "weights")}
 
 @needs_weights
 def test_a_published_encoder_embeds(recordings, tmp_path):
-    done = run([*command("acl_embed", recordings[0] / "plain.wav", "--run", "published:vgg", "--out", tmp_path / "e.jsonl")], environ=WEIGHTS)
+    done = run_acl("acl_embed", recordings[0] / "plain.wav", "--run", "published:vgg", "--out", tmp_path / "e.jsonl", environ=WEIGHTS)
     assert done.returncode == 0, done.stderr
     row = json.loads((tmp_path / "e.jsonl").read_text())
     assert len(row["embedding"]) == 512 and row["model"].startswith("published:vgg ")
 
 
 def test_weights_that_are_not_there(recordings, tmp_path):
-    done = run([*command("acl_embed", recordings[0], "--run", "published:crnn")], cwd=tmp_path)
+    done = run_acl("acl_embed", recordings[0], "--run", "published:crnn", cwd=tmp_path)
     assert done.returncode != 0 and "acl_download --weights" in done.stderr
-    done = run([*command("acl_embed", recordings[0], "--run", "published:resnet18")], cwd=tmp_path)
+    done = run_acl("acl_embed", recordings[0], "--run", "published:resnet18", cwd=tmp_path)
     assert done.returncode != 0 and "there are crnn, vgg" in done.stderr
 
 
@@ -503,7 +503,7 @@ def sounds(tmp_path):
 
 
 def probed(sounds, tmp_path, *arguments):
-    done = run([*command("acl_probe", sounds, *arguments)], cwd=tmp_path, environ=WEIGHTS)
+    done = run_acl("acl_probe", sounds, *arguments, cwd=tmp_path, environ=WEIGHTS)
     return done, next(iter(sorted(tmp_path.glob("runs/sounds/pretrain/**/seed=*"))), None)
 
 
@@ -514,7 +514,7 @@ def test_from_a_folder_to_a_classifier(runs, sounds, tmp_path, encoder):
     assert done.returncode == 0 and done.stderr == "", done.stderr
     assert "12 clips of 2 classes" in done.stdout and "cross-validated accuracy: 100.0 % [75.8, 100.0] (n = 12)" in done.stdout
     assert "5-fold cross-validation over all clips" in (folder / "README.md").read_text()
-    predicted = run([*command("acl_predict", sounds, "--run", folder, "--format", "jsonl")], environ=WEIGHTS)
+    predicted = run_acl("acl_predict", sounds, "--run", folder, "--format", "jsonl", environ=WEIGHTS)
     assert [json.loads(line)["prediction"] for line in predicted.stdout.splitlines()] == ["hiss"] * 6 + ["tone"] * 6
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
-from helpers import ROOT, command, run
+from helpers import ROOT, command, run, run_acl
 
 from acl_paper.data import load_clips
 from acl_paper.features import extract_features
@@ -112,5 +112,5 @@ def test_features_stay_when_the_split_changes(table, tmp_path):
 def test_a_clip_that_is_not_there_is_named(table, tmp_path):
     root = shutil.copytree(table, tmp_path / "data")
     (root / "clips" / "800-3.wav").unlink()
-    done = run(command("acl_features", "--data_dir", root, "--features_dir", tmp_path / "features"))
+    done = run_acl("acl_features", "--data_dir", root, "--features_dir", tmp_path / "features")
     assert done.returncode != 0 and "clips/800-3.wav" in done.stderr and "Traceback" not in done.stderr

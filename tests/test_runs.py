@@ -17,7 +17,7 @@ import safetensors.torch
 import soundfile
 import torch
 import works
-from helpers import ROOT, command, environment, make_data_set, run
+from helpers import ROOT, command, environment, make_data_set, run, run_acl
 
 from acl_paper.console import DatasetError
 from acl_paper.drawing import plot_class_change, plot_confusion, plot_embedding_map, readable
@@ -86,7 +86,7 @@ def test_a_damaged_run_is_named_in_one_line(tmp_path, kind, name, content):
     folder = shutil.copytree(FIRST_EDITION / kind, tmp_path / "run")
     (folder / name).write_bytes(content)
     soundfile.write(tmp_path / "a.wav", np.zeros(100_000), 44_100)
-    done = run(command("acl_predict", tmp_path / "a.wav", "--run", folder))
+    done = run_acl("acl_predict", tmp_path / "a.wav", "--run", folder)
     assert done.returncode != 0 and str(folder / name) in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert differences(folder, {"settings": {}}) == [] or name in ("config.json", "metrics.json")
 
@@ -290,7 +290,7 @@ def test_a_network_and_a_loss_of_ones_own_through_papermill(data, tmp_path):
         load_run(folder)
     loaded = run([sys.executable, "-c", f"from acl_paper.runs import load_run; print(type(load_run({str(folder)!r}).network).__name__)"], cwd=tmp_path)
     assert loaded.stdout.strip() == "Tiny", loaded.stderr
-    predicted = run([*command("acl_predict", data / "FSDnoisy18k.audio_test" / "1.wav", "--run", folder)], cwd=tmp_path)
+    predicted = run_acl("acl_predict", data / "FSDnoisy18k.audio_test" / "1.wav", "--run", folder, cwd=tmp_path)
     assert predicted.returncode == 0 and "1.wav" in predicted.stdout, predicted.stderr
 
 

@@ -12,7 +12,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import REAL_MINI, ROOT, command, contents, copy_of_repository, run
+from helpers import REAL_MINI, ROOT, command, contents, copy_of_repository, run, run_acl
 
 from acl_paper.data import load_clips
 from acl_paper.evaluation import evaluate
@@ -151,7 +151,7 @@ def test_a_run_is_tested_again(finished, repository, mini, tmp_path):
     """By its notebook and by the command: the predictions are those after training, on the same clips."""
     done = papermill(tmp_path / "out.ipynb", "-p", "run", finished.folder, "-r", "data_dir", mini, "-r", "out_dir", tmp_path / "notebook", cwd=repository, notebook="test")
     assert done.returncode == 0, done.stderr
-    asked = run(command("acl_test", finished.folder, "--data", mini, "--out", tmp_path / "command"))
+    asked = run_acl("acl_test", finished.folder, "--data", mini, "--out", tmp_path / "command")
     assert asked.returncode == 0, asked.stderr
     metrics = json.loads((finished.folder / "metrics.json").read_text())
     for how in ("notebook", "command"):
