@@ -40,7 +40,8 @@ from acl_paper.console import (
 )
 
 # %% ../nbs/20a_batch.ipynb #80ccd1c2
-from .audio import AudioError, file_content, usable_cores
+from .audio import AudioError
+from .fingerprints import file_content, usable_cores
 from .inference import Classifier, classes_of, hop_frames, row_of, segments
 from .log_mel import prepare_log_mel
 from .runs import is_finished, read_config

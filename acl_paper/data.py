@@ -452,7 +452,7 @@ def table_fingerprint(clips: pd.DataFrame, subset: str = "all") -> str:
 
     See Also
     --------
-    acl_paper.audio.source_fingerprint : The same of the audio.
+    acl_paper.fingerprints.source_fingerprint : The same of the audio.
     """
     used = pd.concat([select_subset(clips, subset), clips[clips["split"] == "test"]])
     columns = [name for name in ("fname", "label", "split", "manually_verified", "group") if name in used]

@@ -27,22 +27,6 @@ import h5py
 import numpy as np
 import pandas as pd
 
-# %% ../nbs/08c_features.ipynb #e445db7e
-from acl_paper.audio import (
-    AudioError,
-    audio_contents,
-    clip_names,
-    file_states,
-    fingerprint_of,
-    first_edition_fingerprint,
-    links_leading_out,
-    note_contents,
-    read_audio,
-    source_fingerprint,
-    storable,
-    usable_cores,
-)
-
 # %% ../nbs/08c_features.ipynb #0761d80a
 from acl_paper.console import (
     DatasetError,
@@ -59,11 +43,19 @@ from acl_paper.console import (
     some_names,
     user_path,
 )
-from acl_paper.data import (
-    DatasetLocation,
-    load_clips,
-    locate_dataset,
-    one_spelling,
+
+# %% ../nbs/08c_features.ipynb #007b79cb
+from acl_paper.fingerprints import (
+    audio_contents,
+    clip_names,
+    file_states,
+    fingerprint_of,
+    first_edition_fingerprint,
+    links_leading_out,
+    note_contents,
+    source_fingerprint,
+    storable,
+    usable_cores,
 )
 
 # %% ../nbs/08c_features.ipynb #b6c1b9fd
@@ -81,6 +73,10 @@ from acl_paper.log_mel import (
     prepare_log_mel,
     repeat_short,
 )
+
+# %% ../nbs/08c_features.ipynb #e445db7e
+from .audio import AudioError, read_audio
+from .data import DatasetLocation, load_clips, locate_dataset, one_spelling
 
 # %% ../nbs/08c_features.ipynb #17b2df07
 _all_ = ["AudioError", "read_audio", "source_fingerprint", "SSL_FEATURES", "FeatureConfig", "clip_log_mel",

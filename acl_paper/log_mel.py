@@ -20,8 +20,9 @@ import numpy as np
 import scipy.fft
 
 # %% ../nbs/08b_log_mel.ipynb #88c51f9f
-from .audio import UNREADABLE, AudioError, file_content, read_audio
+from .audio import AudioError, read_audio
 from .console import check_types, printable
+from .fingerprints import UNREADABLE, file_content
 
 # %% ../nbs/08b_log_mel.ipynb #98a2b05c
 # what bounds the memory

@@ -25,13 +25,8 @@ import pandas as pd
 
 # %% ../nbs/08d_own_data.ipynb #4708b950
 from acl_paper.audio import (
-    UNREADABLE,
     AudioError,
-    audio_contents,
-    file_states,
-    links_leading_out,
     read_audio,
-    usable_cores,
 )
 from acl_paper.console import (
     DatasetError,
@@ -52,6 +47,15 @@ from acl_paper.data import (
     dataset_summary,
     fold_names,
     load_clips,
+)
+
+# %% ../nbs/08d_own_data.ipynb #f9fc30e4
+from acl_paper.fingerprints import (
+    UNREADABLE,
+    audio_contents,
+    file_states,
+    links_leading_out,
+    usable_cores,
 )
 
 # %% ../nbs/08d_own_data.ipynb #b3bd8ee1

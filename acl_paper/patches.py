@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 # %% ../nbs/09_patches.ipynb #8028761b
-from .audio import storable
 from .console import DatasetError, can_name_folder, check_types, is_whole
 from .data import class_names, fold_names, select_subset, split_clips
 from .features import FeatureConfig, FeatureStore, FramesOnDisk, unmapped
+from .fingerprints import storable
 from .losses import check_setting
 
 # %% ../nbs/09_patches.ipynb #23686dde

@@ -24,11 +24,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # %% ../nbs/20b_quick_probe.ipynb #28bd661e
-from .audio import AudioError, links_leading_out, usable_cores
+from .audio import AudioError
 from .batch import load_classifier, results_of, shown_path
 from .console import DatasetError, command, make_folder, project_folder, some_names, user_path
 from .data import class_names, load_clips, locate_dataset
 from .evaluation import Run, accuracy, clip_outputs, prediction_table
+from .fingerprints import links_leading_out, usable_cores
 from .inference import Classifier, Recording, outputs_by_batch, patch_hop_of
 from .patches import Patches
 from .probing import EncoderWithClassifier, ProbeConfig, logistic_regression, origin_of

@@ -15,10 +15,11 @@ import numpy as np
 import pandas as pd
 
 # %% ../nbs/20e_testing.ipynb #256be06b
-from .audio import AudioError, links_leading_out
+from .audio import AudioError
 from .console import DatasetError, command, make_folder, track, user_path, write_atomically
 from .data import DatasetLocation, load_clips, locate_dataset
 from .evaluation import CLIP_COLUMNS, accuracy, all_accuracies, probability_columns
+from .fingerprints import links_leading_out
 from .inference import Classifier, classes_of
 from .runs import predictions_csv
 

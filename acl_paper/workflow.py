@@ -159,8 +159,8 @@ class TableData:
 # %% ../nbs/21_workflow.ipynb #cbdb9183
 def table_data(dataset: str = "auto", data_dir: str | Path | None = None) -> TableData:
     "What `acl_paper.data.locate_dataset` would find, without making the mini data set."
-    from acl_paper.audio import first_edition_fingerprint, source_fingerprint
     from acl_paper.data import find_fsdnoisy18k, fold_names, load_clips, locate_dataset, read_description
+    from acl_paper.fingerprints import first_edition_fingerprint, source_fingerprint
 
     name = dataset.casefold()
     wants_mini = name == "mini" or (name == "auto" and find_fsdnoisy18k(data_dir) is None)
@@ -595,7 +595,7 @@ def snakemake_command(config_file: str, *, jobs: int | None = None, gpus: list[s
     list of str
         The words of the command.
     """
-    from acl_paper.audio import usable_cores
+    from acl_paper.fingerprints import usable_cores
 
     if profile:
         where = ["--workflow-profile", profile, *(["--jobs", str(jobs)] if jobs else [])]

@@ -17,7 +17,6 @@ import pandas as pd
 from scipy.io import wavfile
 
 import acl_paper
-from acl_paper.audio import source_fingerprint
 from acl_paper.console import DatasetError, command, write_atomically
 from acl_paper.data import AUDIO_FOLDERS, CLIP_TABLES, load_clips
 from acl_paper.features import (
@@ -28,6 +27,7 @@ from acl_paper.features import (
     open_feature_store,
     write_group,
 )
+from acl_paper.fingerprints import source_fingerprint
 
 PARTS = ("clean", "noisy", "test")
 COLUMNS = ["label", "aso_id", "split", "manually_verified", "noisy_small", "duration_s"]

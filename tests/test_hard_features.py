@@ -24,10 +24,11 @@ import soundfile
 import torch
 from helpers import PEAK_BYTES, command, environment, run
 
-from acl_paper.audio import AudioError, audio_blocks, first_edition_fingerprint, read_audio, source_fingerprint
+from acl_paper.audio import AudioError, audio_blocks, read_audio
 from acl_paper.console import DatasetError, read_rows
 from acl_paper.data import class_names, load_clips, table_fingerprint
 from acl_paper.features import BadClipsError, FeatureConfig, FeatureStoreError, extract_features, open_feature_store
+from acl_paper.fingerprints import first_edition_fingerprint, source_fingerprint
 from acl_paper.own_data import clips_csv
 from acl_paper.patches import ClipFrames, SplitConfig, fit_input_scale, make_split
 
@@ -650,7 +651,7 @@ def test_ctrl_c_ends_in_one_line(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not say which cores a process may use")
 def test_the_cores_that_are_allowed():
-    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from acl_paper.audio import usable_cores; print(usable_cores())"
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from acl_paper.fingerprints import usable_cores; print(usable_cores())"
     assert run([sys.executable, "-c", code]).stdout.split() == ["1"]
 
 

@@ -12,8 +12,8 @@ import soundfile
 from helpers import ROOT, make_data_set, run
 from test_workflow import call, contents, count, planned, project, reproduce, wait_for  # noqa: F401
 
-from acl_paper.audio import first_edition_fingerprint
 from acl_paper.data import load_clips
+from acl_paper.fingerprints import first_edition_fingerprint
 from acl_paper.workflow import _values, differences, linked, plan_encoders, plan_table, unfinished, visible_gpus
 
 CELL = dict(alphas="1", subsets="clean", seeds="0", epochs=1)

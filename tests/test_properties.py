@@ -17,11 +17,11 @@ import torch
 from chance import SEED, rounds
 from hypothesis import strategies as st
 
-from acl_paper.audio import fingerprint_of
 from acl_paper.console import DatasetError
 from acl_paper.data import class_names, load_clips, one_spelling, table_fingerprint
 from acl_paper.evaluation import ClipOutputs, all_accuracies, class_probabilities, prediction_table, wilson
 from acl_paper.features import FeatureConfig
+from acl_paper.fingerprints import fingerprint_of
 from acl_paper.losses import AngularContrastiveLoss, angular_margin_loss, info_nce
 from acl_paper.patches import test_patch_starts as starts_of_test_patches
 from acl_paper.patches import training_patch_starts
