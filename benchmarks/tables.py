@@ -1,9 +1,19 @@
 """What the benchmarks found, as a table and as a figure."""
 import pandas as pd
 
+UNITS = {"s": 1.0, "ms": 1e-3, "µs": 1e-6}
+PRECISIONS = ("float32", "bfloat16", "tf32")
+
+
+def way_name(section: str, way: str) -> str:
+    """What a way is called in tables and figures."""
+    if section == "ladder" or way not in ("ours", *PRECISIONS):
+        return way
+    return "this package" if way == "ours" else f"this package, {way}"
+
 
 def benchmark_table(result: dict) -> pd.DataFrame:
-    """Seconds per unit, and how many times faster than the reference way.
+    """Time per unit, and how many times faster than the reference way.
 
     Parameters
     ----------
@@ -21,10 +31,10 @@ def benchmark_table(result: dict) -> pd.DataFrame:
             rows.append(
                 {
                     "section": name,
-                    "way": way,
-                    "unit": section["unit"],
-                    "CPU s": _with_range(times["cpu_s"], 3),
-                    "wall s": _with_range(times["wall_s"], 3),
+                    "way": way_name(name, way),
+                    "for a": section["unit"],
+                    "CPU time": _time(times["cpu_s"]),
+                    "wall time": _time(times["wall_s"]),
                     "faster (CPU)": _with_range(times["cpu_s_gain"], 2),
                     "faster (wall)": _with_range(times["wall_s_gain"], 2),
                 }
@@ -32,9 +42,15 @@ def benchmark_table(result: dict) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index(["section", "way"])
 
 
-def _with_range(spread, digits):
+def _with_range(spread, digits, unit=""):
     median, low, high = (f"{spread[name]:.{digits}g}" for name in ("median", "low", "high"))
-    return f"{median} [{low}, {high}]"
+    return f"{median}{unit} [{low}, {high}]"
+
+
+def _time(spread):
+    "In the largest unit of which the median has one."
+    unit = next((unit for unit, seconds in UNITS.items() if spread["median"] >= seconds), "µs")
+    return _with_range({name: value / UNITS[unit] for name, value in spread.items()}, 3, f" {unit}")
 
 
 def plot_benchmark(result: dict, ax, *, kind: str = "cpu_s") -> None:
