@@ -1,6 +1,6 @@
 # make demo        train and test on the embedded mini data set
-# make test        all tests
-# make test-all    the same, then an hour of damaged files, random inputs and kills (FUZZ_SEED=20261126 FUZZ_ROUNDS=30), and what came of it
+# make test        all tests but a few long ones
+# make test-all    the same and those, then an hour of damaged files, random inputs and kills (FUZZ_SEED=20261126 FUZZ_ROUNDS=30), and what came of it
 # make test-notebooks   every notebook once more, slow cells too, each in a fresh kernel
 # make reproduce   the paper's table with its figures; the same command resumes after an interruption (SNAKEMAKE=-n: what is left to do)
 #                  PART=selfsupervised: pre-training, probes and their table instead; PART=all: both
@@ -47,11 +47,12 @@ demo: $(READY)
 	  -r dataset mini -p alpha $(call quoted,$(ALPHA)) -p subset $(call quoted,$(SUBSET)) -p seed $(call quoted,$(SEED))
 
 test: $(READY)-test
-	PATH="$(BIN):$$PATH" python -m pytest tests -ra --numprocesses=2 --dist=loadscope --durations=10
+	PATH="$(BIN):$$PATH" python -m pytest tests -ra -m "not long" --numprocesses=2 --dist=loadscope --no-loadscope-reorder --durations=10
 
 FUZZ_SEED   ?= $(shell date +%Y%m%d)
 FUZZ_ROUNDS ?= 30
 test-all: test
+	PATH="$(BIN):$$PATH" python -m pytest tests -ra -m long
 	PATH="$(BIN):$$PATH" ACL_FUZZ_SEED=$(call quoted,$(FUZZ_SEED)) ACL_FUZZ_ROUNDS=$(call quoted,$(FUZZ_ROUNDS)) ACL_TRIED=figures/robustness/tried.csv \
 	  python -m pytest tests/test_fuzz.py tests/test_properties.py tests/check_kills.py -ra
 

@@ -14,6 +14,19 @@ VERSIONS = ", ".join(f"{name} {version}" for name, version in software_versions(
 COLUMNS = ("what", "seed", "n", "right", "refused", "wrong", "promise", "date", "versions")
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "long: takes more than its share of `make test`; in `make test-all`")
+
+
+LONG_FILES = ("workflow", "notebooks", "inference", "hard_workflow", "benchmark", "train", "selfsupervised")  # from the longest
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, so that both workers of `make test` end at about the same time."""
+    rank = {f"test_{name}": place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
 @pytest.fixture
 def tried(request):
     """`tried("audio files", right=200, refused=400, wrong=0)` is a line at the end and a row of the file; the promise is the first line of the test's text."""

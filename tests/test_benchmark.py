@@ -256,6 +256,7 @@ def test_gpu_command_without_a_gpu():
     assert done.stderr.startswith("no GPU here: needed are an NVIDIA GPU")
 
 
+@pytest.mark.long
 def test_gpu_command_tried_on_a_cpu(tmp_path):
     """Every part of it, for real, at tiny sizes."""
     copy = copy_of_repository(tmp_path)

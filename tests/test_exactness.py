@@ -83,7 +83,7 @@ def gradient_of(network, loss, inputs, labels):
 
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0])
-@pytest.mark.parametrize("n_patches", [2, 64, 256])
+@pytest.mark.parametrize("n_patches", [2, 64, pytest.param(256, marks=pytest.mark.long)])
 def test_gradient_of_the_step_that_fit_makes(split, threads, alpha, n_patches):
     """At most twice as far from float64 as contiguous memory is, and the last convolution's outputs right to 2e-6 (contiguous: 7e-7, the convolution's own rounding).
 
