@@ -99,7 +99,6 @@ def _stated_length(response) -> int | None:
 def _fetch(url: str, part: Path, retries: int) -> None:
     "Fetch `part` whole, over several requests; give up when `retries` in a row bring nothing new."
     import requests
-    from urllib3.exceptions import LocationParseError  # which requests lets through
     kept = f"What was fetched is kept in {part}: the same command resumes from there."
     failures = 0
     while True:
@@ -107,7 +106,9 @@ def _fetch(url: str, part: Path, retries: int) -> None:
         try:
             with full_disk_reported(part.parent, kept):
                 return _transfer(url, part)
-        except (requests.RequestException, LocationParseError) as error:
+        except DatasetError:
+            raise
+        except (requests.RequestException, ValueError) as error:  # the latter for some that are no addresses
             _refuse_final(url, error)
             grown = part.exists() and part.stat().st_size > size_before
             failures = 1 if grown else failures + 1
@@ -262,12 +263,11 @@ def _absent_parts(dest: Path, wanted: list[str], say: Callable[[str], None]) -> 
 def _check_total_space(dest: Path, urls: list[str]) -> None:
     "Refuse a download that cannot fit, where the server tells the sizes of its files."
     import requests
-    from urllib3.exceptions import LocationParseError
     sizes = []
     for url in urls:
         try:
             response = requests.head(url, allow_redirects=True, timeout=30, headers=HEADERS)
-        except (requests.RequestException, LocationParseError):
+        except (requests.RequestException, ValueError):
             return
         if response.ok:
             sizes.append(_stated_length(response) or 0)

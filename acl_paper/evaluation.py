@@ -206,7 +206,8 @@ def lean(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
 def autocast(device: torch.device, precision: str):
     "The context in which a network runs: bfloat16 for \"bfloat16\" where the device has it, else nothing."
     if precision == "bfloat16" and torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, torch.bfloat16)
+        # the weights change under a context of the caller, which would keep their bfloat16 copies
+        return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
     return nullcontext()
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from acl_paper.augment import AugmentConfig, two_views
-from acl_paper.evaluation import CudaRecording, evaluate, outputs_of, step_schedule
+from acl_paper.evaluation import CudaRecording, autocast, evaluate, outputs_of, plain_float32, step_schedule
 from acl_paper.inference import Classifier
 from acl_paper.losses import RELEASED_CONSTANT_OF_VIEWS, AngularContrastiveLoss, InfoNCE
 from acl_paper.networks import PaperCNN, make_network
@@ -323,3 +323,17 @@ def test_torchs_global_state_changes_nothing_and_is_left_as_it_was(usual, state,
         before = settings()
         assert everything_made(*made_of, tmp_path) == expected
         assert settings() == before
+
+
+def test_bfloat16_follows_the_weights():
+    """A step changes them; copies of them in bfloat16 must not outlive it, whatever context is around the training."""
+    layer, x = torch.nn.Linear(4, 4), torch.ones(1, 4)
+    with plain_float32("bfloat16"), torch.autocast("cpu", torch.bfloat16):
+        with autocast(torch.device("cpu"), "bfloat16"):
+            before = layer(x)
+        with torch.no_grad():
+            layer.weight.add_(1)
+        with autocast(torch.device("cpu"), "bfloat16"):
+            after = layer(x)
+    assert before.dtype == torch.bfloat16
+    assert torch.allclose(after, before + 4, atol=0.1)

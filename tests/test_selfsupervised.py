@@ -131,7 +131,7 @@ PROGRAM = textwrap.dedent("""
 """)
 
 
-@pytest.mark.parametrize("settings", ["{}", pytest.param("dict(network='vgg', keep='last', precision='bfloat16')", marks=pytest.mark.long)])
+@pytest.mark.parametrize("settings", ["{}", "dict(network='vgg', keep='last', precision='bfloat16')"])
 def test_killed_and_resumed_is_as_not_killed(tmp_path, settings):
     """SIGKILL after a few epochs, twice; the weights, the head and the history are those of a run that was left alone."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
