@@ -526,9 +526,10 @@ def test_a_probe_leaves_out_what_it_cannot_use(runs, sounds, tmp_path):
     assert "bad.wav: not a readable" in done.stderr and "night.wav: silent" in done.stderr
 
 
-@pytest.mark.parametrize(("arguments", "says"), [(["--run", "nowhere"], "nowhere is not a finished run"), (["--run", "training"], "what is needed is a pretraining")])
-def test_a_probe_needs_an_encoder(runs, sounds, tmp_path, arguments, says):
-    given = [runs / each if each == "training" else each for each in arguments]
+@pytest.mark.parametrize(("arguments", "says"), [(["--run", "nowhere"], "nowhere is not a finished run"), (["--run", "training"], "what is needed is a pretraining"),
+                                                  (["--run", "pretraining", "--out", "~nosuchuser/probe"], "there is no such home folder")])
+def test_a_probe_needs_an_encoder_and_a_place(runs, sounds, tmp_path, arguments, says):
+    given = [runs / each if each in ("training", "pretraining") else each for each in arguments]
     done, folder = probed(sounds, tmp_path, *given)
     assert done.returncode != 0 and says in done.stderr and folder is None
 
