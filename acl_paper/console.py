@@ -191,10 +191,10 @@ class _Speed:
         done_first, first_s = self._first
         return 0.0 if is_first else (done - done_first) / max(elapsed_s - first_s, 1e-3)
 
-# %% ../nbs/04_console.ipynb #4e819355
+# %% ../nbs/04_console.ipynb #91c0334b
 LONGEST_PAUSE_S = 30.0  # between two lines of progress
 
-
+# %% ../nbs/04_console.ipynb #4e819355
 class Progress(contextlib.AbstractContextManager):
     """Report progress in plain complete lines, alike in a terminal, in Jupyter and in a papermill log.
 
@@ -231,9 +231,8 @@ class Progress(contextlib.AbstractContextManager):
         "Count `n` more as done, and print a line if it is time for one; `note` is its end."
         self.done += n
         self.note = note
-        if self.every_s is None:
-            return
-        if _is_done(self.done, self.total) or time.monotonic() - self._last >= self._pause_s:
+        is_last = _is_done(self.done, self.total)
+        if self.every_s is not None and (is_last or time.monotonic() - self._last >= self._pause_s):
             self._print()
             self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
 
