@@ -26,9 +26,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import scipy
 from scipy import fft
 from scipy.io import wavfile
-from scipy.signal import butter, lfilter, resample_poly, sosfilt
 
 # %% ../nbs/07_mini.ipynb #863d406c
 from acl_paper.console import (
@@ -57,8 +57,8 @@ def between(rng: np.random.Generator, low: float, high: float) -> float:
 # %% ../nbs/07_mini.ipynb #31a4abb9
 def noise_band(rng: np.random.Generator, n_samples: int, low_hz: float, high_hz: float) -> np.ndarray:
     "Gaussian noise through a Butterworth band-pass that falls by 12 dB per octave on either side."
-    sections = butter(2, [low_hz, high_hz], "bandpass", fs=SAMPLE_RATE, output="sos")
-    return sosfilt(sections, rng.standard_normal(n_samples))
+    sections = scipy.signal.butter(2, [low_hz, high_hz], "bandpass", fs=SAMPLE_RATE, output="sos")
+    return scipy.signal.sosfilt(sections, rng.standard_normal(n_samples))
 
 # %% ../nbs/07_mini.ipynb #f2d51684
 def impulses(n_samples: int, times_s: np.ndarray, heights: float | np.ndarray = 1.0) -> np.ndarray:
@@ -73,7 +73,7 @@ def impulses(n_samples: int, times_s: np.ndarray, heights: float | np.ndarray = 
 # %% ../nbs/07_mini.ipynb #724549d1
 def fade(train: np.ndarray, decay_s: float) -> np.ndarray:
     "Turn every impulse into an exponential decay that falls to 1/e in `decay_s` seconds."
-    return lfilter([1.0], [1.0, -np.exp(-1 / (SAMPLE_RATE * decay_s))], train)
+    return scipy.signal.lfilter([1.0], [1.0, -np.exp(-1 / (SAMPLE_RATE * decay_s))], train)
 
 # %% ../nbs/07_mini.ipynb #06e30be0
 def ring(push: np.ndarray, frequencies_hz: np.ndarray, decays_s: np.ndarray,
@@ -89,7 +89,7 @@ def ring(push: np.ndarray, frequencies_hz: np.ndarray, decays_s: np.ndarray,
         if frequency_hz < 0.45 * SAMPLE_RATE:
             radius = np.exp(-1 / (SAMPLE_RATE * decay_s))
             angle = 2 * np.pi * frequency_hz / SAMPLE_RATE
-            total += lfilter(
+            total += scipy.signal.lfilter(
                 [0, height * radius * np.sin(angle)], [1, -2 * radius * np.cos(angle), radius**2], push
             )
     return total
@@ -139,7 +139,7 @@ def pluck(rng: np.random.Generator, n_samples: int, frequency_hz: float, *, damp
           decay_s: float = 1.0, pick_hz: float = 5000.0) -> np.ndarray:
     "A plucked string, computed a period at a time: within a period no sample depends on another."
     period = int(round(SAMPLE_RATE / frequency_hz - damping))
-    shape = lfilter([1.0], [1.0, -np.exp(-2 * np.pi * pick_hz / SAMPLE_RATE)], rng.uniform(-1, 1, period))
+    shape = scipy.signal.lfilter([1.0], [1.0, -np.exp(-2 * np.pi * pick_hz / SAMPLE_RATE)], rng.uniform(-1, 1, period))
     string = np.concatenate([[0.0], (shape - shape.mean()) / shape.std(), np.zeros(n_samples)])
     loss = np.exp(-period / (SAMPLE_RATE * decay_s))
     for start in range(period + 1, len(string), period):
@@ -270,7 +270,8 @@ def hi_hat(rng: np.random.Generator, n_samples: int) -> np.ndarray:
     hits = impulses(n_samples, hits_s, rng.uniform(0.3, 1, len(hits_s)))
     t = np.arange(n_samples) / SAMPLE_RATE
     squares = sum(np.sign(np.sin(2 * np.pi * f * t)) for f in rng.uniform(200, 1000, 6))
-    buzz = sosfilt(butter(4, between(rng, 4000, 8000), "highpass", fs=SAMPLE_RATE, output="sos"), squares)
+    sections = scipy.signal.butter(4, between(rng, 4000, 8000), "highpass", fs=SAMPLE_RATE, output="sos")
+    buzz = scipy.signal.sosfilt(sections, squares)
     hiss = noise_band(rng, n_samples, between(rng, 4000, 7500), 18000)
     return (hiss + rng.choice([0, 0.7]) * buzz) * fade(hits, between(rng, 0.02, 0.2))
 
@@ -531,7 +532,7 @@ def play(rng: np.random.Generator, name: str, n_samples: int) -> np.ndarray:
     model = STRANGERS[name] if name in STRANGERS else MINI_CLASSES[name][1]
     twentieths = rng.integers(15, 27)
     sound = model(rng, n_samples * twentieths // 20 + 1)
-    sound = resample_poly(sound, 20, twentieths)[:n_samples]
+    sound = scipy.signal.resample_poly(sound, 20, twentieths)[:n_samples]
     return sound / sound.std()
 
 # %% ../nbs/07_mini.ipynb #9d8815de

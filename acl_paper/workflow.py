@@ -44,6 +44,7 @@ from acl_paper.console import (
 )
 
 # %% ../nbs/21_workflow.ipynb #fd0c2a92
+@functools.cache
 def code_tree(source: str) -> list | str:
     """The syntax tree of Python source as nested lists, without docstrings and without `plot_*` functions.
 

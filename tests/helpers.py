@@ -1,4 +1,5 @@
 """What several test files use: where things are, how commands are run, and small data sets made on the spot."""
+import compileall
 import multiprocessing
 import os
 import shutil
@@ -37,11 +38,11 @@ def run(arguments, *, cwd=ROOT, timeout=300, **options):
 
 FORKS = multiprocessing.get_context("forkserver")  # a process that has the imports behind it, computes nothing, and is forked for each command
 FORKS.set_forkserver_preload([*(f"acl_paper.{module}" for module in ("batch", "quick_probe", "export", "testing", "report", "own_data", "features")),
-                              "sklearn.linear_model", "sklearn.neighbors", "librosa", "soundfile", "scipy.signal", "scipy.stats"])
+                              "sklearn.linear_model", "sklearn.neighbors", "librosa", "soundfile", "scipy.signal", "scipy.stats", "snakemake.cli"])
 
 
 def run_acl(name, *arguments, cwd=ROOT, timeout=300, environ={}):
-    """Like `run`, for a command of this package, without the three CPU seconds that its imports take.
+    """Like `run`, for a command of this package, without the three CPU seconds that its imports take. PYTHONPATH may name a copy of it.
 
     That each command starts by itself, and what it imports, is for `test_ctrl_c.py`, `test_rooms.py` and `test_install.py`.
     """
@@ -64,6 +65,10 @@ def as_command(name, arguments, cwd, environ, out, err):
     for stream, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
     sys.argv = [name, *arguments]
+    if "PYTHONPATH" in environ:
+        sys.path.insert(0, environ["PYTHONPATH"])
+        for module in [module for module in sys.modules if module.partition(".")[0] == "acl_paper"]:
+            del sys.modules[module]
     getattr(import_module("acl_paper.commands"), name)()
 
 
@@ -90,6 +95,7 @@ def copy_of_repository(folder):
     shutil.copytree(ROOT, copy, ignore=left_out)
     if SHARED.is_dir():
         (Path(folder) / "shared").symlink_to(SHARED)
+    compileall.compile_dir(copy / "acl_paper", quiet=1)  # the processes that use it keep no bytecode
     return copy
 
 

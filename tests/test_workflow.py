@@ -12,7 +12,7 @@ import nbformat
 import pandas as pd
 import psutil
 import pytest
-from helpers import command, contents, copy_of_repository, environment, make_data_set
+from helpers import command, contents, copy_of_repository, environment, make_data_set, run_acl
 
 from acl_paper.data import FSDNOISY18K_COUNTS
 from acl_paper.mini import MiniConfig, make_mini
@@ -29,15 +29,19 @@ def project(tmp_path_factory):
     return copy
 
 
+def words(*arguments, **settings):
+    """The settings and further arguments of `acl_reproduce` as they are typed."""
+    return [*(word for name, value in settings.items() for word in (f"--{name}", str(value))), *arguments]
+
+
 def call(project, *arguments, **settings):
     """The command `acl_reproduce` and the environment it is run in: the copy's package, not the installed one."""
-    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-    return dict(args=command("acl_reproduce", *words, *arguments), cwd=project, env=environment(PYTHONPATH=str(project)))
+    return dict(args=command("acl_reproduce", *words(*arguments, **settings)), cwd=project, env=environment(PYTHONPATH=str(project)))
 
 
 def reproduce(project, *arguments, timeout=300, **settings):
     """Run it to its end."""
-    return subprocess.run(**call(project, *arguments, **settings), capture_output=True, text=True, timeout=timeout)
+    return run_acl("acl_reproduce", *words(*arguments, **settings), cwd=project, timeout=timeout, environ={"PYTHONPATH": str(project)})
 
 
 def planned(project, *arguments, more="-n", **settings):
