@@ -23,6 +23,7 @@ from acl_paper.console import (
     Progress,
     check_space,
     command,
+    folder_lock,
     full_disk_reported,
     hold_lock,
     make_folder,
@@ -321,13 +322,11 @@ def download_fsdnoisy18k(dest: str | Path, *, parts: Iterable[str] | None = None
 
 
 def _alone(dest: Path, say: Callable[[str], None]):
-    "The folder `dest`, made, and a lock beside it, or in it where nothing may be written beside."
+    "The folder `dest`, made, and locked."
     if dest.exists() and not dest.is_dir():
         raise DatasetError(f"{dest} is a file, not a folder.")
     make_folder(dest, "the download")
-    beside = dest.resolve().with_name(f".{dest.resolve().name}.lock")
-    lock = beside if os.access(beside.parent, os.W_OK) else dest / ".lock"
-    return hold_lock(lock, f"{dest} is downloaded to", say=say)
+    return hold_lock(folder_lock(dest), f"{dest} is downloaded to", say=say)
 
 # %% ../nbs/06_download.ipynb #5fa3ae57
 def _get_part(url: str, zip_path: Path, md5: str, keep_zip: bool, retries: int,

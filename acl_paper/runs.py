@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['USUAL', 'FIRST_EDITION', 'FIRST_EDITION_VALUES', 'FIRST_EDITION_COLUMNS', 'WHAT', 'CARD', 'PUBLISHED',
            'check_parameters', 'unusual_parts', 'run_folder', 'pretrain_folder', 'probe_folder', 'published_folder',
-           'read_metrics', 'is_finished', 'checked_bytes', 'with_current_names', 'read_config', 'settings_of',
-           'save_run', 'software_versions', 'predictions_csv', 'model_card', 'is_published', 'load_run',
-           'load_predictions', 'data_note', 'caption', 'about_run', 'save_figures']
+           'read_metrics', 'is_finished', 'checked_bytes', 'check_files', 'with_current_names', 'read_config',
+           'settings_of', 'save_run', 'software_versions', 'predictions_csv', 'figure_files', 'model_card',
+           'is_published', 'load_run', 'load_predictions', 'data_note', 'caption', 'about_run', 'save_figures']
 
 # %% ../nbs/17_runs.ipynb #e46e5171
 import ast
@@ -15,6 +15,8 @@ import hashlib
 import io
 import json
 import platform
+import shutil
+import tempfile
 from dataclasses import asdict, fields
 from functools import partial
 from importlib.metadata import version
@@ -25,7 +27,8 @@ import numpy as np
 import pandas as pd
 
 # %% ../nbs/17_runs.ipynb #1e91a1b5
-from .console import DatasetError, check_once, csv_of, make_folder, some_names, write_atomically
+from .console import (DatasetError, check_once, csv_of, folder_lock, hold_lock, make_folder, some_names,
+                               write_atomically, write_together)
 from .data import DatasetLocation, read_description
 from .features import FeatureConfig, FeatureStore
 
@@ -173,6 +176,21 @@ def checked_bytes(path: str | Path) -> bytes:
                            "make the run again")
     return content
 
+# %% ../nbs/17_runs.ipynb #47798f3e
+def check_files(folder: str | Path) -> None:
+    """Refuse a finished run of which a file is missing or is not what was written. README.md may be edited.
+
+    Raises
+    ------
+    FileNotFoundError
+        when a file is missing.
+    DatasetError
+        when one is damaged.
+    """
+    for name in _metrics_and_sums(Path(folder)/"metrics.json")[1]:
+        if name not in ("metrics.json", "README.md"):
+            checked_bytes(Path(folder)/name)
+
 # %% ../nbs/17_runs.ipynb #3c50898e
 FIRST_EDITION = {
     "scaling": "reduction",
@@ -265,13 +283,14 @@ def _settings(kind, values):
 
 # %% ../nbs/17_runs.ipynb #d208802e
 def save_run(folder: str | Path, run, *, predictions: pd.DataFrame | None = None,
-             embeddings: np.ndarray | None = None, about: dict | None = None, **numbers: float) -> dict:
+             embeddings: np.ndarray | None = None, about: dict | None = None, figures: dict | None = None,
+             **numbers: float) -> dict:
     """Write the folder of a run of any kind.
 
     Parameters
     ----------
     folder : str or Path
-        Is made; a run that it holds is replaced.
+        Is made; a run that it holds is replaced when all of the new one is on the disk.
     run : Run
         What `fit` returned.
     predictions : DataFrame, optional
@@ -280,6 +299,8 @@ def save_run(folder: str | Path, run, *, predictions: pd.DataFrame | None = None
         Of the test clips.
     about : dict, optional
         Further facts for config.json, from `about_run`.
+    figures : dict of str to Figure, optional
+        By name, as for `save_figures`.
     **numbers : float
         Further metrics, such as seconds.
 
@@ -288,10 +309,13 @@ def save_run(folder: str | Path, run, *, predictions: pd.DataFrame | None = None
     dict
         What metrics.json says besides checksums: accuracies where there was a test, best_epoch, epochs, and
         the losses and validation accuracies of the best epoch.
+
+    Raises
+    ------
+    DatasetError
+        when the folder cannot take the run, as on a full disk: the run is then in a folder for temporary
+        files, which the message names.
     """
-    folder = make_folder(folder, "the run")
-    for name in ("metrics.json", "encoder.safetensors"):  # the latter held weights in the first edition
-        (folder/name).unlink(missing_ok=True)
     config, metrics = _config_of(run) | (about or {}), _metrics_of(run, predictions) | numbers
     files = {
         "config.json": json.dumps(config, indent=1).encode(),
@@ -303,13 +327,38 @@ def save_run(folder: str | Path, run, *, predictions: pd.DataFrame | None = None
         files["predictions.csv"] = predictions_csv(predictions).encode()
     if embeddings is not None:
         files["embeddings.npy"] = _npy(embeddings)
-    for name, content in files.items():
-        write_atomically(folder/name, content)
     sums = {name: _sum_of(content) for name, content in files.items()}
     sums["metrics.json"] = _sum_of(_as_bytes(metrics))
-    write_atomically(folder/"metrics.json", json.dumps(metrics | {"sha256": sums}, indent=1))
-    (folder/"checkpoint.pt").unlink(missing_ok=True)
+    files |= figure_files(figures or {})
+    files["metrics.json"] = json.dumps(metrics | {"sha256": sums}, indent=1)
+    _write_files(Path(folder), files)
     return metrics
+
+# %% ../nbs/17_runs.ipynb #dc9f5dc8
+def _write_files(folder, files):
+    "Write the files of a run, metrics.json last; where that fails, write them elsewhere and say so."
+    try:
+        make_folder(folder, "the run")
+        with hold_lock(folder_lock(folder), f"the run in {folder} is made"):
+            if (folder/"encoder.safetensors").exists():  # weights of the first edition
+                (folder/"metrics.json").unlink(missing_ok=True)
+                (folder/"encoder.safetensors").unlink()
+            write_together(folder, files)
+            (folder/"checkpoint.pt").unlink(missing_ok=True)
+    except (DatasetError, OSError) as error:
+        raise _kept_elsewhere(folder, files, error) from None
+
+
+def _kept_elsewhere(folder, files, error):
+    "The error that says where the run is; the first error where it cannot be written there either."
+    spare = Path(tempfile.mkdtemp(prefix="acl-run-"))
+    try:
+        write_together(spare, files)
+    except OSError:
+        shutil.rmtree(spare, ignore_errors=True)
+        return error
+    return DatasetError(f"The run could not be written to {folder} ({error}). It is kept in {spare}: "
+                        f"make room, and move its files to {folder}")
 
 # %% ../nbs/17_runs.ipynb #4d8f75cb
 def software_versions() -> dict[str, str]:
@@ -364,6 +413,18 @@ def _npy(array):
     content = io.BytesIO()
     np.save(content, array.astype(np.float32))
     return content.getvalue()
+
+# %% ../nbs/17_runs.ipynb #434b1e4c
+def figure_files(figures: dict) -> dict[str, bytes]:
+    "Matplotlib figures as PNG and SVG, by the names of their files."
+    undated = {"png": None, "svg": {"Date": None}}
+    files = {}
+    for name, figure in figures.items():
+        for kind, metadata in undated.items():
+            content = io.BytesIO()
+            figure.savefig(content, format=kind, metadata=metadata)
+            files[f"{name}.{kind}"] = content.getvalue()
+    return files
 
 # %% ../nbs/17_runs.ipynb #fb85dc12
 WHAT = {
@@ -651,9 +712,5 @@ def about_run(location: DatasetLocation, store: FeatureStore, device, table: str
 # %% ../nbs/17_runs.ipynb #5c95e3fb
 def save_figures(folder: str | Path, **figures) -> None:
     "Write matplotlib figures as PNG and SVG, each beside its final name and then renamed."
-    undated = {"png": None, "svg": {"Date": None}}
-    for name, figure in figures.items():
-        for kind, metadata in undated.items():
-            content = io.BytesIO()
-            figure.savefig(content, format=kind, metadata=metadata)
-            write_atomically(Path(folder)/f"{name}.{kind}", content.getvalue())
+    for name, content in figure_files(figures).items():
+        write_atomically(Path(folder)/name, content)

@@ -14,6 +14,7 @@ import io
 import json
 import math
 import time
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -30,7 +31,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 # %% ../nbs/13_training.ipynb #3734a027
-from .console import Progress, hold_lock, load_object, make_folder, warn_once, write_atomically
+from .console import (Progress, folder_lock, hold_lock, load_object, make_folder, put_in_place, warn_once,
+                               write_atomically)
 from .evaluation import CudaRecording, Run, autocast, choose_device, lean, outputs_of, step_schedule, tuned
 from .losses import AngularContrastiveLoss, LossTerms, check_alpha, check_setting, pairwise_angles
 from .networks import check_network_name, make_network, placed
@@ -441,12 +443,14 @@ class Checkpoint:
     def load(self) -> bool:
         """Bring the run to where the file left it, if there is one.
 
+        A damaged file is given another name, and the training starts anew.
+
         Raises
         ------
         ValueError
-            when it cannot be read or belongs to another run, with what differs.
+            when it belongs to another run, with what differs.
         """
-        if not self.path or not self.path.exists():
+        if not self.path or not self.path.exists() or _moved_aside(self.path):
             return False
         stored = _read_checkpoint(self.path)
         different = _differences(stored["identity"], self.identity)
@@ -469,24 +473,31 @@ class Checkpoint:
         self.saved = time.monotonic()
 
 # %% ../nbs/13_training.ipynb #f942def2
+def _moved_aside(path):
+    "Whether a file was damaged, by the checksums of its parts, which torch writes and does not read."
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except OSError:
+        raise
+    except Exception as error:  # whatever zipfile says of a damaged file
+        damaged = error
+    if not damaged:
+        return False
+    aside = path.with_name(f"{path.name}.damaged")
+    put_in_place(path, aside)
+    warnings.warn(f"{path} is damaged ({damaged}); it is {aside.name} now, and the training starts anew.")
+    return True
+
+
 def _read_checkpoint(path):
     try:
-        _check_sums(path)
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"{path} is not a checkpoint that can be read ({error}); "
-                         "remove it to start anew") from None
+        raise ValueError(f"{path} is no checkpoint ({error}); remove it to start anew") from None
     if not isinstance(stored, dict) or "identity" not in stored:
         raise ValueError(f"{path} is of an earlier version of this package; remove it to start anew")
     return stored
-
-
-def _check_sums(path):
-    "A ValueError unless all parts of a file have their checksums, which torch writes and does not read."
-    with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()
-    if damaged:
-        raise ValueError(f"its part {damaged} is damaged")
 
 # %% ../nbs/13_training.ipynb #657be3f2
 def alone(checkpoint: str | Path | None):
@@ -494,7 +505,7 @@ def alone(checkpoint: str | Path | None):
     if not checkpoint:
         return nullcontext()
     folder = make_folder(Path(checkpoint).parent, "the run").resolve()
-    return hold_lock(folder.parent/f".{folder.name}.lock", f"the run in {folder} is made")
+    return hold_lock(folder_lock(folder), f"the run in {folder} is made")
 
 # %% ../nbs/13_training.ipynb #a798f404
 _SAID = {

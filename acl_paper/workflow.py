@@ -41,6 +41,7 @@ from acl_paper.console import (
     make_folder,
     project_root,
     user_path,
+    write_atomically,
 )
 
 # %% ../nbs/21_workflow.ipynb #fd0c2a92
@@ -450,12 +451,12 @@ def differences(folder: str | Path, wanted: dict[str, dict]) -> list[str] | None
     list of str, optional
         One text per setting that differs, or one that says that a file is damaged.
     """
-    from acl_paper.runs import read_config, read_metrics
+    from acl_paper.runs import check_files, read_config
 
     if not (Path(folder)/"metrics.json").is_file():
         return None
     try:
-        read_metrics(Path(folder)/"metrics.json")
+        check_files(folder)
         found = {section: dict(read_config(folder)[section]) for section in wanted}
     except (OSError, KeyError, TypeError, ValueError) as error:
         return [f"it is damaged ({type(error).__name__}: {error})"]
@@ -522,7 +523,7 @@ def linked(folder: str, links: str = ".snakemake/folders") -> str:
     if not re.search(r"[{}\r\n]|^-", folder):
         return folder
     link = make_folder(links, "links")/_digest(folder)
-    if not link.is_symlink():
+    with contextlib.suppress(FileExistsError):
         link.symlink_to(Path(folder).absolute())
     return str(link)
 
@@ -612,7 +613,7 @@ def _config_file(settings):
     "A file with the settings, named by its content: another call's settings are another file."
     text = json.dumps(settings, indent=1)
     path = make_folder(".snakemake", "the settings")/f"settings-{_digest(text)}.json"
-    path.write_text(text)
+    write_atomically(path, text)
     return str(path)
 
 # %% ../nbs/21_workflow.ipynb #3bc7ead9
