@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['SOUND', 'ARRAYS', 'WRITERS', 'SUFFIXES', 'PATHS', 'find_recordings', 'newest_run', 'shown_path', 'load_classifier',
-           'model_label', 'as_json', 'as_csv', 'as_npz', 'as_audacity', 'read_results', 'Results', 'chosen_format',
-           'check_destination', 'results_of', 'Screen', 'run_batch', 'without_nan', 'prediction_line', 'segment_line',
-           'predicted', 'heard_in', 'prepare', 'acl_predict', 'embedded', 'embedding_line', 'acl_embed']
+           'model_label', 'as_json', 'as_csv', 'as_npz', 'as_audacity', 'read_results', 'Results', 'open_results',
+           'chosen_format', 'check_destination', 'results_of', 'Screen', 'run_batch', 'without_nan', 'prediction_line',
+           'segment_line', 'predicted', 'heard_in', 'prepare', 'acl_predict', 'embedded', 'embedding_line', 'acl_embed']
 
 # %% ../nbs/20a_batch.ipynb #45b5d209
+import contextlib
 import csv
 import glob
 import hashlib
@@ -31,6 +32,8 @@ from joblib import Parallel, delayed
 from acl_paper.console import (
     DatasetError,
     command,
+    full_disk_reported,
+    hold_lock,
     make_folder,
     printable,
     progress_in_megabytes,
@@ -319,7 +322,31 @@ class Results:
         "Write the file whole, and remove what was kept beside it."
         self._file.close()
         write_atomically(self.path, WRITERS[self.format](self.rows))
-        self.kept.unlink()
+        self.kept.unlink(missing_ok=True)
+
+# %% ../nbs/20a_batch.ipynb #645a49e3
+@contextlib.contextmanager
+def open_results(path: Path | None, format: str, origin: dict[str, str], *,
+                 resume: bool = False) -> Iterator[Results | None]:
+    """The `Results` of a file, which no other process writes meanwhile; None where there is no file.
+
+    Raises
+    ------
+    DatasetError
+        as `Results` does, and when the disk is full, with what is kept.
+    """
+    if path is None:
+        yield None
+        return
+    lock = path.with_name(f".{path.name}.lock")
+    kept = f"What is done is kept in {path}.partial: make room, and give the same command with --resume."
+    say = partial(print, file=sys.stderr)
+    with hold_lock(lock, f"{path} is written", say=say), full_disk_reported(path.parent, kept):
+        try:
+            yield Results(path, format, origin, resume=resume)
+        finally:
+            with contextlib.suppress(OSError):  # a locked file cannot be removed on every system
+                lock.unlink()
 
 # %% ../nbs/20a_batch.ipynb #5694f59a
 SUFFIXES = {".csv": "csv", ".json": "json", ".jsonl": "jsonl", ".npz": "npz", ".txt": "audacity"}
@@ -343,6 +370,8 @@ def check_destination(out: Path, recordings: list[str]) -> None:
     "A `DatasetError` unless results can be written to a file, which is none of the recordings."
     if out.is_dir():
         raise DatasetError(f"{out} is a folder; --out is the file to write")
+    if out.exists() and not out.is_file():
+        raise DatasetError(f"{out} is no file that could be replaced; give another --out, or none")
     make_folder(out.parent, "the results")
     if out.resolve() in {Path(recording).resolve() for recording in recordings}:
         raise DatasetError(f"{out} is one of the recordings; give another --out")
@@ -377,6 +406,8 @@ def results_of(work: Callable[[str], list[dict]], recordings: list[str],
     problem : str or None
         Why there are none.
     """
+    if not recordings:
+        return
     n_threads = torch.get_num_threads()
     torch.set_num_threads(max(1, n_threads // n_jobs))
     try:
@@ -463,11 +494,14 @@ def _resumed(n_before, n_changed):
 
 
 def _show(screen, rows, *, is_kept):
-    "Print rows; where nobody reads them any more, go on if they are kept, else end."
+    "Print rows; where nobody reads them any more, or the disk is full, go on if they are kept, else end."
     try:
         screen.show(rows)
-    except BrokenPipeError:
+    except OSError as error:
         sys.stdout = open(os.devnull, "w")
+        if not isinstance(error, BrokenPipeError):
+            kept = "; results are kept all the same" if is_kept else ""
+            print(f"standard output: {error.strerror}{kept}", file=sys.stderr)
         if not is_kept:
             raise SystemExit(1) from None
 
@@ -565,9 +599,9 @@ def acl_predict(paths: Param(PATHS, str, nargs="+"),
         work = partial(heard_in, classifier, origin, top, threshold, hop)
     else:
         work = partial(predicted, classifier, origin, top, threshold)
-    results = Results(out, format, origin, resume=resume) if out else None
     screen = Screen("table" if out else format, segment_line if timeline else prediction_line)
-    run_batch("acl_predict", work, recordings, complaints, screen, results, jobs)
+    with open_results(out, format, origin, resume=resume) as results:
+        run_batch("acl_predict", work, recordings, complaints, screen, results, jobs)
 
 # %% ../nbs/20a_batch.ipynb #88cb20ed
 def embedded(classifier: Classifier, origin: dict, format: str, path: str) -> list[dict]:
@@ -604,7 +638,7 @@ def acl_embed(paths: Param(PATHS, str, nargs="+"),
     recordings, complaints, out, format, jobs = prepare(paths, out, format, allowed, jobs, resume)
     classifier = load_classifier(run, device, ("training", "pretraining", "probe"))
     origin = {"model": model_label(classifier)}
-    results = Results(out, format, origin, resume=resume) if out else None
     screen = Screen("table" if out else format, embedding_line)
     work = partial(embedded, classifier, origin, format)
-    run_batch("acl_embed", work, recordings, complaints, screen, results, jobs)
+    with open_results(out, format, origin, resume=resume) as results:
+        run_batch("acl_embed", work, recordings, complaints, screen, results, jobs)

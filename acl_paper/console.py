@@ -527,7 +527,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
         put_in_place(beside, path)
     except OSError as error:
         if error.errno and error.filename in (None, str(beside)):
-            error.filename, error.filename2 = str(path), None  # what the caller knows of
+            error.filename = str(path)  # what the caller knows of
+            del error.filename2
         raise
     finally:
         beside.unlink(missing_ok=True)

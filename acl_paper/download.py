@@ -219,6 +219,18 @@ def _unpack(zip_path: Path, target: Path) -> None:
     "Unpack a zip file to the folder `target`, which appears when it is complete."
     unfinished = target.with_name(target.name + ".part")
     shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        _unpack_members(zip_path, target, unfinished)
+    except OSError:
+        shutil.rmtree(unfinished, ignore_errors=True)  # a full disk needs the room
+        raise
+    if hasattr(os, "sync"):
+        os.sync()  # a power cut must not leave empty files under the final name
+    os.rename(unfinished, target)
+
+
+def _unpack_members(zip_path: Path, target: Path, unfinished: Path) -> None:
+    "Write all files of an archive to the folder `unfinished`."
     with zipfile.ZipFile(zip_path) as archive:
         members = _members(archive, target.name)
         if not members:
@@ -229,9 +241,6 @@ def _unpack(zip_path: Path, target: Path) -> None:
             for info, name in members.items():
                 _unpack_member(archive, info, unfinished / name)
                 progress.advance(info.file_size / 1e6)
-    if hasattr(os, "sync"):
-        os.sync()  # a power cut must not leave empty files under the final name
-    os.rename(unfinished, target)
 
 
 def _unpack_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> None:

@@ -259,6 +259,8 @@ def _check_writable(path):
         raise DatasetError(f"{path} cannot be written: its folder is not there")
     if path.is_dir():
         raise DatasetError(f"{path} is a folder; give the name of the file")
+    if path.exists() and not path.is_file():
+        raise DatasetError(f"{path} is no file that could be replaced; give another name")
     make_folder(path.parent, "the model")
 
 # %% ../nbs/20c_export.ipynb #38bedee6

@@ -457,14 +457,18 @@ def _make_store(root: Path, path: Path, clips: pd.DataFrame, config: FeatureConf
     "Extract all groups that are missing and put them together."
     states = file_states(root, clips)
     folder = Path(f"{path}.groups")
-    groups = _extract_groups(root, clips, states, config, folder, n_jobs, report_every_s)
-    table = _read_tables(groups)
-    problems = {name: why for name, why in zip(clip_names(clips), table["problem"]) if why}
-    if problems and (not skip_bad or len(problems) == len(clips)):
-        raise BadClipsError(problems, WHAT_TO_DO)
-    assemble_store(path, clips, config, groups, fingerprint_of(clips, table["content"]))
-    note_contents(root, states, dict(zip(clips["path"], table["content"])))
-    shutil.rmtree(folder)
+    try:
+        groups = _extract_groups(root, clips, states, config, folder, n_jobs, report_every_s)
+        table = _read_tables(groups)
+        problems = {name: why for name, why in zip(clip_names(clips), table["problem"]) if why}
+        if problems and (not skip_bad or len(problems) == len(clips)):
+            raise BadClipsError(problems, WHAT_TO_DO)
+        assemble_store(path, clips, config, groups, fingerprint_of(clips, table["content"]))
+        note_contents(root, states, dict(zip(clips["path"], table["content"])))
+    except FileNotFoundError:  # where there are no locks, another process may have been faster
+        if not _is_there(path):
+            raise
+    shutil.rmtree(folder, ignore_errors=True)
 
 # %% ../nbs/08c_features.ipynb #006f4422
 GROUP_CLIPS = 64  # clips extracted, written and renamed together

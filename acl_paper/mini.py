@@ -35,6 +35,7 @@ from acl_paper.console import (
     DatasetError,
     check_types,
     command,
+    full_disk_reported,
     hold_lock,
     make_folder,
     project_folder,
@@ -821,7 +822,8 @@ def make_mini(dest: str | Path, config: MiniConfig | None = None, *, n_jobs: int
     part = dest.with_name(f"{dest.name}.{uuid.uuid4().hex[:8]}.part")
     lock = part.with_suffix(".lock")
     try:
-        with hold_lock(lock, f"{part} is made"):
+        full = full_disk_reported(dest.parent, "Nothing was left there: make room, and try again.")
+        with hold_lock(lock, f"{part} is made"), full:
             part.mkdir()
             _write_set(part, config, min(n_jobs or 4, joblib.cpu_count()), every_s)
             _publish(part, dest, config)

@@ -18,6 +18,7 @@ import torch
 from fastcore.script import call_parse
 from torch import nn
 
+from acl_paper.console import write_atomically
 from acl_paper.data import load_clips, locate_dataset
 from acl_paper.evaluation import clip_outputs
 from acl_paper.features import feature_store
@@ -168,7 +169,7 @@ def summarise(folder: str | Path) -> pd.DataFrame:
             rows.append(result.assign(trainings=path.stem, compared_with=other))
     columns = ["trainings", "compared_with", "measure", "fit", "other", "difference", "low", "high", "n_seeds"]
     summary = pd.concat(rows)[columns]
-    summary.round(4).to_csv(Path(folder) / "summary.csv", index=False)
+    write_atomically(Path(folder) / "summary.csv", summary.round(4).to_csv(index=False))
     return summary
 
 
@@ -199,7 +200,7 @@ def main(dataset: str = "mini",  # name of the data set
             if ((done.way == way) & (done.seed == seed)).any():
                 continue
             done = pd.concat([done, pd.DataFrame([row_of(way, split, config)])], ignore_index=True)
-            done.sort_values(["way", "seed"]).to_csv(path, index=False)
+            write_atomically(path, done.sort_values(["way", "seed"]).to_csv(index=False))
     for other in ways.split():
         if other != "fit":
             print(compared(done, "fit", other).round(4).to_string())

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import nbformat
 
+from acl_paper.console import write_atomically
+
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "docs" / "executed"
 PROGRESS = re.compile(r"[\w-]+  (?=\d+/\d+ \w+  )")  # "training  2/40 epochs  3 s so far"
@@ -83,7 +85,7 @@ def keep(name: str, folder: Path, run: Path, root: Path = ROOT) -> Path:
             cell.execution_count = None
             cell.outputs = printed_once([shown for output in cell.outputs if (shown := kept_output(output, root))])
     KEPT.mkdir(exist_ok=True)
-    nbformat.write(notebook, KEPT / f"{name}.ipynb")
+    write_atomically(KEPT / f"{name}.ipynb", nbformat.writes(notebook) + "\n")
     return KEPT / f"{name}.ipynb"
 
 

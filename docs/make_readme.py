@@ -2,11 +2,13 @@
 
 The drawings of nbs/00_overview.ipynb, which the README shows too, are written to figures/overview.
 """
-import os, re
+import re
 from pathlib import Path
 
 import nbformat
 from nbconvert import MarkdownExporter
+
+from acl_paper.console import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,9 +44,7 @@ def main():
     for name, content in {"README.md": text.encode(), **pictures, **drawings()}.items():
         path = ROOT / name
         path.parent.mkdir(exist_ok=True)
-        part = path.with_name(f".{path.name}.part")
-        part.write_bytes(content)
-        os.replace(part, path)
+        write_atomically(path, content)
 
 
 if __name__ == "__main__": main()

@@ -11,6 +11,8 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+from acl_paper.console import write_atomically
+
 ROOT = Path(__file__).resolve().parents[1]
 SKIP = re.compile(r"^skip_exec:\s*true\s*$", re.MULTILINE)
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -35,9 +37,7 @@ def refresh(path: Path) -> bool:
     for cell in skipped:
         cell.metadata.tags.remove("skip-execution")
         if not cell.metadata.tags: del cell.metadata["tags"]
-    fresh = path.with_name(f".{path.name}.part")
-    nbformat.write(notebook, fresh)
-    os.replace(fresh, path)
+    write_atomically(path, nbformat.writes(notebook) + "\n")
     subprocess.run([Path(sys.executable).with_name("nbdev_clean"), "--fname", path], cwd=ROOT, check=True)
     return True
 

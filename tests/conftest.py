@@ -1,12 +1,14 @@
 """Writes down what the tests by chance tried, where `ACL_TRIED` names a file for it (`make test-all`)."""
 import csv
 import datetime
+import io
 import os
 from pathlib import Path
 
 import pytest
 from chance import SEED
 
+from acl_paper.console import write_atomically
 from acl_paper.runs import software_versions
 
 ROWS = []
@@ -55,5 +57,6 @@ def pytest_terminal_summary(terminalreporter):
 def write_rows(path):
     """All rows of this run so far: the file says what one run tried."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *ROWS])
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *ROWS])
+    write_atomically(path, text.getvalue())

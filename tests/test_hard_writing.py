@@ -4,6 +4,7 @@ import io
 import os
 import re
 import shutil
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,8 +12,11 @@ import pytest
 import torch
 import works
 from helpers import contents
+from test_hard_features import make_set
 
-from acl_paper.console import DatasetError, make_folder
+from acl_paper import features
+from acl_paper.batch import Screen, _show, check_destination, open_results
+from acl_paper.console import DatasetError, make_folder, write_atomically
 from acl_paper.runs import load_run, save_run
 from acl_paper.training import Checkpoint
 from acl_paper.workflow import differences
@@ -92,3 +96,95 @@ def test_a_damaged_checkpoint_stops_no_training(tmp_path, damage):
     with pytest.warns(UserWarning, match="checkpoint.pt is damaged .* the training starts anew"):
         assert not Checkpoint(tmp_path / "checkpoint.pt", SimpleNamespace(identity={})).load()
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt.damaged"]
+
+
+# Results of acl_predict and acl_embed
+
+ORIGIN = {"model": "m 0123", "settings": "top=1"}
+
+
+def a_row(name):
+    return {"file": name, **ORIGIN, "content": "1-0"}
+
+
+def test_two_writers_of_one_file_of_results_wait_for_each_other(tmp_path, capsys):
+    """Both end well: the second one begins when the first one's file is there, and nothing is left beside it."""
+    out, held = tmp_path / "x.csv", threading.Event()
+
+    def second():
+        with open_results(out, "csv", ORIGIN, resume=True) as results:
+            assert [row["file"] for row in results.rows] == ["a.wav"]
+            results.keep([a_row("b.wav")])
+            results.finish()
+
+    thread = threading.Thread(target=second)
+    with open_results(out, "csv", ORIGIN) as results:
+        thread.start()
+        results.keep([a_row("a.wav")])
+        while "x.csv is written by another process" not in capsys.readouterr().err:
+            held.wait(0.01)
+        results.finish()
+    thread.join()
+    assert out.read_text().splitlines()[1:] == ["a.wav,m 0123,top=1,1-0", "b.wav,m 0123,top=1,1-0"]
+    assert [path.name for path in tmp_path.iterdir()] == ["x.csv"]
+
+
+def test_a_full_disk_keeps_the_results_so_far(tmp_path):
+    with pytest.raises(DatasetError, match=f"The disk of {tmp_path} is full.*kept in {tmp_path / 'x.csv.partial'}.*--resume"):
+        with open_results(tmp_path / "x.csv", "csv", ORIGIN) as results:
+            results.keep([a_row("a.wav")])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with open_results(tmp_path / "x.csv", "csv", ORIGIN, resume=True) as results:
+        assert results.rows == [a_row("a.wav")]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_where_the_screen_goes_to_a_full_disk(monkeypatch, capsys, is_kept):
+    monkeypatch.setattr("sys.stdout", open("/dev/full", "w"))
+    ended = None
+    try:
+        _show(Screen("jsonl", str), [a_row("a.wav")], is_kept=is_kept)
+    except SystemExit as stopped:
+        ended = stopped.code
+    assert "standard output: No space left on device" in capsys.readouterr().err and ended == (None if is_kept else 1)
+
+
+@pytest.mark.parametrize("out", ["/dev/null", "a pipe"])
+def test_a_device_is_not_replaced_by_a_file(tmp_path, out):
+    out = Path(out) if out[0] == "/" else tmp_path / out
+    if out.parent == tmp_path:
+        os.mkfifo(out)
+    for refuse in (lambda: check_destination(out, []), lambda: write_atomically(out, "text")):
+        with pytest.raises(DatasetError, match="is no file that could be replaced"):
+            refuse()
+    assert not out.is_file()
+
+
+# Features where there are no locks
+
+def test_two_extractions_without_locks(tmp_path, monkeypatch):
+    """The faster one has put the groups together and removed them when the other one looks for them."""
+    root = make_set(tmp_path / "set")
+    monkeypatch.setattr("filelock.FileLock.acquire", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.ENOLCK, "No locks available")))
+    real, calls = features._read_tables, []
+
+    def read_tables(groups):
+        calls.append(groups)
+        if len(calls) == 1:
+            works.extract(tmp_path, root)
+        return real(groups)
+
+    monkeypatch.setattr(features, "_read_tables", read_tables)
+    works.extract(tmp_path, root)
+    assert len(calls) == 3 and sorted(path.name for path in tmp_path.iterdir()) == ["set", "x.h5"]
+
+
+def test_a_full_disk_is_named_by_mini(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("acl_paper.mini._write_tables", full)
+    with pytest.raises(DatasetError, match=f"The disk of {tmp_path} is full"):
+        works.mini(tmp_path)
+    assert list(tmp_path.iterdir()) == []
