@@ -84,7 +84,7 @@ def gpu(pattern):
 def make_features(part):
     "The shell text of the features of a part."
     program = "import sys; from acl_paper.workflow import make_features; make_features(*sys.argv[1:])"
-    return f"{{PYTHON:q}} -c '{program}' {part} {{NAME:q}} {{ROOT:q}} {{FEATURES:q}} {{threads}} > {{log:q}} 2>&1 && printf '%s\\n' {{params.source:q}} > {{output:q}}"
+    return f"{{PYTHON:q}} -c '{program}' {part} {{NAME:q}} {{ROOT:q}} {{FEATURES:q}} {{threads}} {{params.source:q}} {{output:q}} > {{log:q}} 2>&1"
 
 
 def run_notebook(settings):
@@ -101,8 +101,8 @@ def resumable(run):
     "The shell text of a run, whose checkpoint is resumed only by the code, on the data and for the number of epochs it was made with."
     return (
         "folder=$(dirname {log.text:q}) made_with='{params.code}, {params.epochs} epochs, {params.features}'\n"
-        '[ "$(cat "$folder/checkpoint.of" 2> /dev/null)" = "$made_with" ] || rm -f "$folder/checkpoint.pt"\n'
-        'printf %s "$made_with" > "$folder/checkpoint.of"\n'
+        'if [ "$(cat "$folder/checkpoint.of" 2> /dev/null)" != "$made_with" ]; then\n'
+        'rm -f "$folder/checkpoint.pt"\nprintf %s "$made_with" > "$folder/checkpoint.of"\nfi\n'
         + run
     )
 

@@ -8,6 +8,7 @@ __all__ = ['FIGURES_OF_REPORT', 'NOTES', 'STYLE', 'table_html', 'figure_html', '
 
 # %% ../nbs/18b_report.ipynb #891081d9
 import base64
+import hashlib
 import html
 import json
 import re
@@ -19,7 +20,7 @@ import pandas as pd
 from fastcore.script import Param
 
 # %% ../nbs/18b_report.ipynb #ba95f63d
-from .console import DatasetError, command, project_root, write_atomically
+from .console import DatasetError, command, folder_lock, hold_lock, project_root, write_atomically
 
 # %% ../nbs/18b_report.ipynb #a3810caa
 def table_html(path: Path, *, keep=None, digits: int = 3) -> str:
@@ -167,6 +168,23 @@ def _read_sources(path):
         raise DatasetError(f"{path} does not say {', '.join(sorted(missing))}; make it again: make results")
     return sources
 
+
+def _check_tables(folder, sources):
+    "Refuse a table that is not the one that a sources.json is about; those of earlier versions have no sums."
+    for name, expected in sources.get("sha256", {}).items():
+        path = folder/name
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != expected:
+            raise DatasetError(f"{path} is damaged (it is not what was written); make it again: make results")
+
+
+def _sources_of(folder):
+    "What each sources.json in a folder of results says, when their tables are there."
+    found = sorted(folder.glob("*sources.json"), reverse=True)  # the supervised half's first
+    sources = [_read_sources(path) for path in found]
+    for each in sources:
+        _check_tables(folder, each)
+    return sources
+
 # %% ../nbs/18b_report.ipynb #caab194c
 def write_report(folder: str | Path) -> Path:
     """Write the report of a folder of results.
@@ -187,17 +205,17 @@ def write_report(folder: str | Path) -> Path:
         If the folder holds no results.
     """
     folder = Path(folder)
-    found = [*folder.glob("sources.json"), *folder.glob("selfsupervised_sources.json")]
-    if not found:
+    if not any(folder.glob("*sources.json")):
         raise DatasetError(f"{folder} holds no results; make them: make results, or make reproduce")
-    sources = [_read_sources(path) for path in found]
+    with hold_lock(folder_lock(folder), f"tables in {folder} are written"):
+        sources = _sources_of(folder)
+        sections = {heading: content for heading, content in sections_of(folder, sources).items() if content}
     title = f"Replication on {sources[0]['dataset']}"
     warning = ""
     if sources[0]["synthetic"]:
         title += " (synthetic)"
         warning = ("<p class='warning'>The data are synthetic. No accuracy here can be compared with the "
                    "paper's, which are on FSDnoisy18k.</p>")
-    sections = {heading: content for heading, content in sections_of(folder, sources).items() if content}
     body = "".join(f"<h2>{heading}</h2>{NOTES.get(heading, '')}{content}"
                    for heading, content in sections.items())
     page = (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'

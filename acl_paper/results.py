@@ -8,10 +8,11 @@ __all__ = ['COMPARABLE', 'PAPER_TEST_CLIPS', 'SUPERVISED_RUNS', 'PUBLISHED_PROBE
            'find_dataset_with_runs', 'prediction_interval', 'verdict', 'results_table', 'data_label', 'printable_table',
            'compare_with_baseline', 'predictions_of', 'chosen_alphas', 'compare_first_losses', 'subset_in_detail',
            'class_change', 'published_selfsupervised', 'collect_probes', 'probes_table', 'printable_probes',
-           'describe_runs', 'describe_probes', 'data_warning', 'save_tables', 'save_printable', 'code_commit',
-           'save_sources']
+           'describe_runs', 'describe_probes', 'data_warning', 'save_printable', 'code_commit', 'sources_of',
+           'save_tables']
 
 # %% ../nbs/18_results.ipynb #b6486dec
+import hashlib
 import json
 import shutil
 import subprocess
@@ -26,7 +27,7 @@ import pandas as pd
 from scipy.stats import t as student_t
 
 # %% ../nbs/18_results.ipynb #c11a6494
-from .console import csv_of, project_root, write_atomically
+from .console import csv_of, folder_lock, hold_lock, project_root, write_atomically, write_together
 from .data import SUBSETS
 from .evaluation import class_accuracy, holm, mcnemar, paired_difference, wilson
 from .folds import CELL, mean_over_folds, tested_folds, with_all_folds
@@ -744,13 +745,6 @@ def data_warning(table: pd.DataFrame) -> str:
             "which stand beside them for orientation only.")
 
 # %% ../nbs/18_results.ipynb #d43d4d0e
-def save_tables(folder: str | Path, **tables: pd.DataFrame) -> None:
-    "Write tables as `<name>.csv`, with their index where it has names."
-    for name, table in tables.items():
-        index = not isinstance(table.index, pd.RangeIndex)
-        write_atomically(Path(folder)/f"{name}.csv", csv_of(table.round(5), index=index))
-
-
 def save_printable(folder: str | Path, name: str, table: pd.DataFrame, caption: str) -> None:
     "Write a printable table under its caption as `<name>.md` and `<name>.tex`."
     table = table.reset_index()
@@ -774,20 +768,18 @@ def code_commit() -> str:
     return git("rev-parse", "--short", "HEAD") + changed
 
 
-def save_sources(path: str | Path, runs: pd.DataFrame, runs_dir: str | Path) -> None:
-    """Write as JSON which run folders, settings, machines and versions a table was made from.
+def sources_of(runs: pd.DataFrame, runs_dir: str | Path) -> dict:
+    """Which run folders, settings, machines and versions a table was made from.
 
     Parameters
     ----------
-    path : str or Path
-        Of the file.
     runs : DataFrame
         From `collect_runs` or `collect_probes`.
     runs_dir : str or Path
-        Where the run folders are; their names in the file begin there.
+        Where the run folders are; their names begin there.
     """
     devices = runs.config.map(lambda config: config.get("machine", {}).get("device", "unknown"))
-    sources = {
+    return {
         "dataset": runs.dataset[0],
         "synthetic": bool(runs.synthetic.any()),
         "runs": [str(folder.relative_to(runs_dir)) for folder in runs.folder],
@@ -797,4 +789,26 @@ def save_sources(path: str | Path, runs: pd.DataFrame, runs_dir: str | Path) -> 
         "versions": sorted({json.dumps(config["versions"], sort_keys=True) for config in runs.config}),
         "made_with": software_versions() | {"commit": code_commit()},
     }
-    write_atomically(Path(path), json.dumps(sources, indent=1))
+
+# %% ../nbs/18_results.ipynb #2463a1dd
+def save_tables(path: str | Path, sources: dict, **tables: pd.DataFrame) -> None:
+    """Write tables as `<name>.csv`, with their index where it has names, and what they were made from.
+
+    Parameters
+    ----------
+    path : str or Path
+        Of the JSON file of the sources, beside the tables. It has their checksums, and is there only when all
+        of them are.
+    sources : dict
+        From `sources_of`.
+    **tables : DataFrame
+        By name.
+    """
+    path, files = Path(path), {}
+    for name, table in tables.items():
+        index = not isinstance(table.index, pd.RangeIndex)
+        files[f"{name}.csv"] = csv_of(table.round(5), index=index)
+    sums = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()}
+    files[path.name] = json.dumps(sources | {"sha256": sums}, indent=1)
+    with hold_lock(folder_lock(path.parent), f"tables in {path.parent} are written"):
+        write_together(path.parent, files)

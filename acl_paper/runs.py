@@ -168,6 +168,8 @@ def checked_bytes(path: str | Path) -> bytes:
         when it is not what was written, naming the file.
     """
     path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no {path}; make the run again")
     content = path.read_bytes()
     metrics = path.with_name("metrics.json")
     expected = _metrics_and_sums(metrics)[1].get(path.name) if is_finished(path.parent) else None

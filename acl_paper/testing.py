@@ -16,7 +16,8 @@ import pandas as pd
 
 # %% ../nbs/20e_testing.ipynb #256be06b
 from .audio import AudioError
-from .console import DatasetError, command, make_folder, track, user_path, write_atomically
+from .console import (DatasetError, command, folder_lock, hold_lock, make_folder, track, user_path,
+                               write_together)
 from .data import DatasetLocation, load_clips, locate_dataset
 from .evaluation import CLIP_COLUMNS, accuracy, all_accuracies, probability_columns
 from .fingerprints import links_leading_out
@@ -94,7 +95,7 @@ def predictions_of(classifier: Classifier, location: DatasetLocation, clips: pd.
 
 # %% ../nbs/20e_testing.ipynb #34007b76
 def save_test(folder: str | Path, predictions: pd.DataFrame, **about) -> dict:
-    """Write predictions.csv and metrics.json, each beside its final name and then renamed.
+    """Write predictions.csv and metrics.json, which is there only when both are of the same test.
 
     Parameters
     ----------
@@ -112,8 +113,9 @@ def save_test(folder: str | Path, predictions: pd.DataFrame, **about) -> dict:
     """
     numbers = all_accuracies(predictions) | about
     folder = make_folder(folder, "the test's results")
-    write_atomically(folder/"predictions.csv", predictions_csv(predictions))
-    write_atomically(folder/"metrics.json", json.dumps(numbers, indent=1))
+    files = {"predictions.csv": predictions_csv(predictions), "metrics.json": json.dumps(numbers, indent=1)}
+    with hold_lock(folder_lock(folder), f"the test in {folder} is written"):
+        write_together(folder, files)
     return numbers
 
 # %% ../nbs/20e_testing.ipynb #2dcdddbf

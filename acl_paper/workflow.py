@@ -427,13 +427,18 @@ def plan_parts(config: dict) -> dict[str, Table]:
     return {name: plan(config) for name, plan in asked.items()}
 
 # %% ../nbs/21_workflow.ipynb #f5dc4a64
-def make_features(part: str, dataset: str, data_dir: str, features_dir: str, n_jobs: int) -> None:
-    "Extract the features that a part of the paper starts from, or resume where an earlier call stopped."
+def make_features(part: str, dataset: str, data_dir: str, features_dir: str, n_jobs: int, source: str,
+                  stamp: str) -> None:
+    """Extract the features that a part of the paper starts from, or resume where an earlier call stopped.
+
+    When they are there, `source` is written to the file `stamp`.
+    """
     from acl_paper.data import locate_dataset
     from acl_paper.features import feature_store
 
     location = locate_dataset(dataset, data_dir)
     feature_store(location, config=_feature_config(part), features_dir=features_dir, n_jobs=int(n_jobs))
+    write_atomically(stamp, f"{source}\n")
 
 # %% ../nbs/21_workflow.ipynb #43837f8d
 def differences(folder: str | Path, wanted: dict[str, dict]) -> list[str] | None:

@@ -1,13 +1,16 @@
 """What writes a file: on a full disk, after a power cut, beside other writers, and where the file is none."""
 import errno
 import io
+import json
 import os
 import re
 import shutil
 import threading
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
+import pandas as pd
 import pytest
 import torch
 import works
@@ -17,7 +20,9 @@ from test_hard_features import make_set
 from acl_paper import features
 from acl_paper.batch import Screen, _show, check_destination, open_results
 from acl_paper.console import DatasetError, make_folder, write_atomically
-from acl_paper.runs import load_run, save_run
+from acl_paper.report import _check_tables, write_report
+from acl_paper.results import save_tables
+from acl_paper.runs import load_predictions, load_run, save_run
 from acl_paper.training import Checkpoint
 from acl_paper.workflow import differences
 
@@ -188,3 +193,26 @@ def test_a_full_disk_is_named_by_mini(tmp_path, monkeypatch):
     with pytest.raises(DatasetError, match=f"The disk of {tmp_path} is full"):
         works.mini(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+# Tables of results
+
+def test_a_table_that_was_cut_at_a_line_is_named_by_the_report(tmp_path):
+    """And a writer that is stopped between two tables leaves no tables of two origins that pass for one."""
+    sources = {"dataset": "x", "synthetic": False, "runs": ["a"], "configuration": {}, "versions": ["{}"], "made_with": {}}
+    tables = {"results": pd.DataFrame({"subset": ["clean", "all"], "n_seeds": [1, 1]}), "verdicts": pd.DataFrame({"verdict": ["agrees"]})}
+    folder = make_folder(tmp_path / "x", "tables")
+    save_tables(folder / "sources.json", sources, **tables)
+    _check_tables(folder, json.loads((folder / "sources.json").read_text()))
+    (folder / "results.csv").write_text("subset,n_seeds\nclean,1\n")
+    with pytest.raises(DatasetError, match=r"results.csv is damaged .*; make it again: make results"):
+        write_report(folder)
+    with mock.patch("os.replace", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        save_tables(folder / "sources.json", sources, **tables)
+    assert not (folder / "sources.json").exists()
+
+
+def test_a_missing_file_of_a_run_is_named(made):
+    (made / "predictions.csv").unlink()
+    with pytest.raises(FileNotFoundError, match="there is no .*predictions.csv; make the run again"):
+        load_predictions(made)
