@@ -84,7 +84,7 @@ def gpu(pattern):
 def make_features(part):
     "The shell text of the features of a part."
     program = "import sys; from acl_paper.workflow import make_features; make_features(*sys.argv[1:])"
-    return f"{{PYTHON:q}} -c '{program}' {part} {{NAME:q}} {{ROOT:q}} {{FEATURES:q}} {{threads}} {{params.source:q}} {{output:q}} > {{log:q}} 2>&1"
+    return f"{{PYTHON:q}} -c '{program}' {part} {{NAME:q}} {{ROOT:q}} {{FEATURES:q}} {{threads}} > {{log:q}} 2>&1 && printf '%s\\n' {{params.source:q}} > {{output:q}}"
 
 
 def run_notebook(settings):

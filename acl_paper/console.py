@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['LONGEST_PAUSE_S', 'FULL', 'NO_LOCKS', 'KINDS', 'DatasetError', 'error_message', 'printable', 'some_names',
            'warn_once', 'project_root', 'project_folder', 'user_path', 'can_name_folder', 'Progress', 'track',
-           'progress_in_megabytes', 'check_space', 'make_folder', 'full_disk_reported', 'read_rows', 'read_columns',
-           'csv_of', 'put_in_place', 'replacing', 'write_atomically', 'write_together', 'hold_lock', 'folder_lock',
-           'file_state', 'is_settled', 'cache_file', 'read_cache', 'write_cache', 'check_once', 'is_whole',
-           'check_types', 'load_object', 'command', 'check_extra']
+           'progress_in_megabytes', 'make_folder', 'read_rows', 'read_columns', 'csv_of', 'put_in_place', 'replacing',
+           'write_atomically', 'hold_lock', 'file_state', 'is_settled', 'cache_file', 'read_cache', 'write_cache',
+           'check_once', 'is_whole', 'check_types', 'load_object', 'command', 'check_extra']
 
 # %% ../nbs/04_console.ipynb #5e3679f4
 import contextlib
@@ -25,7 +24,6 @@ import os
 import platform
 import re
 import secrets
-import shutil
 import sys
 import tempfile
 import time
@@ -288,29 +286,8 @@ def progress_in_megabytes(n_bytes: float, label: str) -> Progress:
     "Progress in megabytes; it prints nothing where there are fewer than a hundred."
     return Progress(n_bytes / 1e6, "MB", label, every_s=2.0 if n_bytes >= 1e8 else None)
 
-# %% ../nbs/04_console.ipynb #b3f60406
-def check_space(folder: str | Path, n_bytes: float, what: str) -> None:
-    """Refuse what cannot fit on a disk.
-
-    Parameters
-    ----------
-    folder : str or Path
-        An existing folder on the disk.
-    n_bytes : float
-        Bytes needed.
-    what : str
-        What needs them, at the start of the message.
-
-    Raises
-    ------
-    DatasetError
-        If fewer bytes are free.
-    """
-    free = shutil.disk_usage(folder).free
-    if n_bytes > free:
-        raise DatasetError(
-            f"{what} needs about {n_bytes / 1e9:.3g} GB in {folder}, where {free / 1e9:.3g} GB are free."
-        )
+# %% ../nbs/04_console.ipynb #fc1a76bd
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the disk, the user's share of it, the file
 
 # %% ../nbs/04_console.ipynb #e5de7338
 def make_folder(path: str | Path, what: str) -> Path:
@@ -341,21 +318,6 @@ def make_folder(path: str | Path, what: str) -> Path:
     except OSError as error:
         raise DatasetError(f"{path} cannot take {what}: {error.strerror}. Give another folder.") from None
     return path
-
-# %% ../nbs/04_console.ipynb #f11b914b
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the disk, the user's share of it, the file
-
-
-@contextlib.contextmanager
-def full_disk_reported(folder: str | Path, what_is_kept: str) -> Iterator[None]:
-    "Turn the system's error about a full disk into a `DatasetError` that says what to do."
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        full = f"The disk of {folder} is full or limited ({error.strerror})."
-        raise DatasetError(f"{full} {what_is_kept}") from None
 
 # %% ../nbs/04_console.ipynb #10ba9b64
 def read_rows(path: str | Path) -> tuple[list[str], dict[int, list[str]]]:
@@ -548,24 +510,6 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
     with replacing(path) as beside:
         beside.write_bytes(content.encode() if isinstance(content, str) else content)
 
-# %% ../nbs/04_console.ipynb #21843b0c
-def write_together(folder: str | Path, files: dict[str, str | bytes]) -> None:
-    """Write files of a folder that belong together. An error while they are written changes nothing.
-
-    Parameters
-    ----------
-    folder : str or Path
-        It must exist.
-    files : dict of str to str or bytes
-        What each file holds, by its name. The last one is there only when all of the others are.
-    """
-    folder, last = Path(folder), [*files][-1]
-    with contextlib.ExitStack() as stack:  # which ends with what was entered first
-        for name, content in reversed(files.items()):
-            beside = stack.enter_context(replacing(folder/name))
-            beside.write_bytes(content.encode() if isinstance(content, str) else content)
-        (folder/last).unlink(missing_ok=True)
-
 # %% ../nbs/04_console.ipynb #89955ac5
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # of a file system without locks
 
@@ -606,13 +550,6 @@ def _acquire(lock, message: str, say: Callable[[str], None]) -> None:
         say(message)
         sys.stdout.flush()  # else the line waits, too, where the output goes to a file
         lock.acquire()
-
-# %% ../nbs/04_console.ipynb #4bdb070d
-def folder_lock(folder: str | Path) -> Path:
-    "The file to lock for a folder: beside it, or in it where nothing may be written beside."
-    folder = Path(folder).resolve()
-    is_beside = os.access(folder.parent, os.W_OK)
-    return folder.with_name(f".{folder.name}.lock") if is_beside else folder/".lock"
 
 # %% ../nbs/04_console.ipynb #99f2bcdb
 def file_state(path: str | Path) -> str:

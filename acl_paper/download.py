@@ -21,10 +21,7 @@ from pathlib import Path, PurePosixPath
 from acl_paper.console import (
     DatasetError,
     Progress,
-    check_space,
     command,
-    folder_lock,
-    full_disk_reported,
     hold_lock,
     make_folder,
     project_folder,
@@ -40,6 +37,11 @@ from acl_paper.data import (
     is_fsdnoisy18k,
     load_clips,
     missing_audio,
+)
+from acl_paper.folders import (
+    check_space,
+    folder_lock,
+    full_disk_reported,
 )
 
 # %% ../nbs/06_download.ipynb #faa3f4b7

@@ -33,7 +33,6 @@ from acl_paper.console import (
     Progress,
     check_once,
     command,
-    full_disk_reported,
     hold_lock,
     make_folder,
     printable,
@@ -56,6 +55,9 @@ from acl_paper.fingerprints import (
     source_fingerprint,
     storable,
     usable_cores,
+)
+from acl_paper.folders import (
+    full_disk_reported,
 )
 
 # %% ../nbs/08c_features.ipynb #b6c1b9fd

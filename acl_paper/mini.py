@@ -35,7 +35,6 @@ from acl_paper.console import (
     DatasetError,
     check_types,
     command,
-    full_disk_reported,
     hold_lock,
     make_folder,
     project_folder,
@@ -45,6 +44,9 @@ from acl_paper.console import (
 from acl_paper.data import (
     AUDIO_FOLDERS,
     read_description,
+)
+from acl_paper.folders import (
+    full_disk_reported,
 )
 
 # %% ../nbs/07_mini.ipynb #d0e3a926

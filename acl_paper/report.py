@@ -20,7 +20,8 @@ import pandas as pd
 from fastcore.script import Param
 
 # %% ../nbs/18b_report.ipynb #ba95f63d
-from .console import DatasetError, command, folder_lock, hold_lock, project_root, write_atomically
+from .console import DatasetError, command, hold_lock, project_root, write_atomically
+from .folders import folder_lock
 
 # %% ../nbs/18b_report.ipynb #a3810caa
 def table_html(path: Path, *, keep=None, digits: int = 3) -> str:
@@ -207,7 +208,7 @@ def write_report(folder: str | Path) -> Path:
     folder = Path(folder)
     if not any(folder.glob("*sources.json")):
         raise DatasetError(f"{folder} holds no results; make them: make results, or make reproduce")
-    with hold_lock(folder_lock(folder), f"tables in {folder} are written"):
+    with hold_lock(folder_lock(folder), f"the table in {folder} is written"):
         sources = _sources_of(folder)
         sections = {heading: content for heading, content in sections_of(folder, sources).items() if content}
     title = f"Replication on {sources[0]['dataset']}"

@@ -8,11 +8,9 @@ __all__ = ['COMPARABLE', 'PAPER_TEST_CLIPS', 'SUPERVISED_RUNS', 'PUBLISHED_PROBE
            'find_dataset_with_runs', 'prediction_interval', 'verdict', 'results_table', 'data_label', 'printable_table',
            'compare_with_baseline', 'predictions_of', 'chosen_alphas', 'compare_first_losses', 'subset_in_detail',
            'class_change', 'published_selfsupervised', 'collect_probes', 'probes_table', 'printable_probes',
-           'describe_runs', 'describe_probes', 'data_warning', 'save_printable', 'code_commit', 'sources_of',
-           'save_tables']
+           'describe_runs', 'describe_probes', 'data_warning', 'save_printable', 'code_commit', 'sources_of']
 
 # %% ../nbs/18_results.ipynb #b6486dec
-import hashlib
 import json
 import shutil
 import subprocess
@@ -27,7 +25,7 @@ import pandas as pd
 from scipy.stats import t as student_t
 
 # %% ../nbs/18_results.ipynb #c11a6494
-from .console import csv_of, folder_lock, hold_lock, project_root, write_atomically, write_together
+from .console import project_root, write_atomically
 from .data import SUBSETS
 from .evaluation import class_accuracy, holm, mcnemar, paired_difference, wilson
 from .folds import CELL, mean_over_folds, tested_folds, with_all_folds
@@ -789,26 +787,3 @@ def sources_of(runs: pd.DataFrame, runs_dir: str | Path) -> dict:
         "versions": sorted({json.dumps(config["versions"], sort_keys=True) for config in runs.config}),
         "made_with": software_versions() | {"commit": code_commit()},
     }
-
-# %% ../nbs/18_results.ipynb #2463a1dd
-def save_tables(path: str | Path, sources: dict, **tables: pd.DataFrame) -> None:
-    """Write tables as `<name>.csv`, with their index where it has names, and what they were made from.
-
-    Parameters
-    ----------
-    path : str or Path
-        Of the JSON file of the sources, beside the tables. It has their checksums, and is there only when all
-        of them are.
-    sources : dict
-        From `sources_of`.
-    **tables : DataFrame
-        By name.
-    """
-    path, files = Path(path), {}
-    for name, table in tables.items():
-        index = not isinstance(table.index, pd.RangeIndex)
-        files[f"{name}.csv"] = csv_of(table.round(5), index=index)
-    sums = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()}
-    files[path.name] = json.dumps(sources | {"sha256": sums}, indent=1)
-    with hold_lock(folder_lock(path.parent), f"tables in {path.parent} are written"):
-        write_together(path.parent, files)

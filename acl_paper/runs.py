@@ -6,8 +6,8 @@
 __all__ = ['USUAL', 'FIRST_EDITION', 'FIRST_EDITION_VALUES', 'FIRST_EDITION_COLUMNS', 'WHAT', 'CARD', 'PUBLISHED',
            'check_parameters', 'unusual_parts', 'run_folder', 'pretrain_folder', 'probe_folder', 'published_folder',
            'read_metrics', 'is_finished', 'checked_bytes', 'check_files', 'with_current_names', 'read_config',
-           'settings_of', 'save_run', 'software_versions', 'predictions_csv', 'figure_files', 'model_card',
-           'is_published', 'load_run', 'load_predictions', 'data_note', 'caption', 'about_run', 'save_figures']
+           'settings_of', 'save_run', 'software_versions', 'predictions_csv', 'model_card', 'is_published', 'load_run',
+           'load_predictions', 'data_note', 'caption', 'about_run']
 
 # %% ../nbs/17_runs.ipynb #e46e5171
 import ast
@@ -15,8 +15,6 @@ import hashlib
 import io
 import json
 import platform
-import shutil
-import tempfile
 from dataclasses import asdict, fields
 from functools import partial
 from importlib.metadata import version
@@ -27,10 +25,10 @@ import numpy as np
 import pandas as pd
 
 # %% ../nbs/17_runs.ipynb #1e91a1b5
-from .console import (DatasetError, check_once, csv_of, folder_lock, hold_lock, make_folder, some_names,
-                               write_atomically, write_together)
+from .console import DatasetError, check_once, csv_of, some_names
 from .data import DatasetLocation, read_description
 from .features import FeatureConfig, FeatureStore
+from .folders import figure_files, write_or_keep
 
 # %% ../nbs/17_runs.ipynb #7d0a634a
 def _assigned(source):
@@ -189,9 +187,8 @@ def check_files(folder: str | Path) -> None:
     DatasetError
         when one is damaged.
     """
-    for name in _metrics_and_sums(Path(folder)/"metrics.json")[1]:
-        if name not in ("metrics.json", "README.md"):
-            checked_bytes(Path(folder)/name)
+    for name in _metrics_and_sums(Path(folder)/"metrics.json")[1].keys() - {"metrics.json", "README.md"}:
+        checked_bytes(Path(folder)/name)
 
 # %% ../nbs/17_runs.ipynb #3c50898e
 FIRST_EDITION = {
@@ -333,34 +330,13 @@ def save_run(folder: str | Path, run, *, predictions: pd.DataFrame | None = None
     sums["metrics.json"] = _sum_of(_as_bytes(metrics))
     files |= figure_files(figures or {})
     files["metrics.json"] = json.dumps(metrics | {"sha256": sums}, indent=1)
-    _write_files(Path(folder), files)
+    folder = Path(folder)
+    if (folder/"encoder.safetensors").exists():  # weights of the first edition
+        (folder/"metrics.json").unlink(missing_ok=True)
+        (folder/"encoder.safetensors").unlink()
+    write_or_keep(folder, files, "the run")
+    (folder/"checkpoint.pt").unlink(missing_ok=True)
     return metrics
-
-# %% ../nbs/17_runs.ipynb #dc9f5dc8
-def _write_files(folder, files):
-    "Write the files of a run, metrics.json last; where that fails, write them elsewhere and say so."
-    try:
-        make_folder(folder, "the run")
-        with hold_lock(folder_lock(folder), f"the run in {folder} is made"):
-            if (folder/"encoder.safetensors").exists():  # weights of the first edition
-                (folder/"metrics.json").unlink(missing_ok=True)
-                (folder/"encoder.safetensors").unlink()
-            write_together(folder, files)
-            (folder/"checkpoint.pt").unlink(missing_ok=True)
-    except (DatasetError, OSError) as error:
-        raise _kept_elsewhere(folder, files, error) from None
-
-
-def _kept_elsewhere(folder, files, error):
-    "The error that says where the run is; the first error where it cannot be written there either."
-    spare = Path(tempfile.mkdtemp(prefix="acl-run-"))
-    try:
-        write_together(spare, files)
-    except OSError:
-        shutil.rmtree(spare, ignore_errors=True)
-        return error
-    return DatasetError(f"The run could not be written to {folder} ({error}). It is kept in {spare}: "
-                        f"make room, and move its files to {folder}")
 
 # %% ../nbs/17_runs.ipynb #4d8f75cb
 def software_versions() -> dict[str, str]:
@@ -415,18 +391,6 @@ def _npy(array):
     content = io.BytesIO()
     np.save(content, array.astype(np.float32))
     return content.getvalue()
-
-# %% ../nbs/17_runs.ipynb #434b1e4c
-def figure_files(figures: dict) -> dict[str, bytes]:
-    "Matplotlib figures as PNG and SVG, by the names of their files."
-    undated = {"png": None, "svg": {"Date": None}}
-    files = {}
-    for name, figure in figures.items():
-        for kind, metadata in undated.items():
-            content = io.BytesIO()
-            figure.savefig(content, format=kind, metadata=metadata)
-            files[f"{name}.{kind}"] = content.getvalue()
-    return files
 
 # %% ../nbs/17_runs.ipynb #fb85dc12
 WHAT = {
@@ -710,9 +674,3 @@ def about_run(location: DatasetLocation, store: FeatureStore, device, table: str
     data |= {"store": store.path.name, "source": store.source, "table": table, "clips": counts}
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {"data": data, "machine": {"device": card, "threads": torch.get_num_threads()}}
-
-# %% ../nbs/17_runs.ipynb #5c95e3fb
-def save_figures(folder: str | Path, **figures) -> None:
-    "Write matplotlib figures as PNG and SVG, each beside its final name and then renamed."
-    for name, content in figure_files(figures).items():
-        write_atomically(Path(folder)/name, content)

@@ -16,11 +16,11 @@ import pandas as pd
 
 # %% ../nbs/20e_testing.ipynb #256be06b
 from .audio import AudioError
-from .console import (DatasetError, command, folder_lock, hold_lock, make_folder, track, user_path,
-                               write_together)
+from .console import DatasetError, command, make_folder, track, user_path
 from .data import DatasetLocation, load_clips, locate_dataset
 from .evaluation import CLIP_COLUMNS, accuracy, all_accuracies, probability_columns
 from .fingerprints import links_leading_out
+from .folders import write_together
 from .inference import Classifier, classes_of
 from .runs import predictions_csv
 
@@ -112,10 +112,9 @@ def save_test(folder: str | Path, predictions: pd.DataFrame, **about) -> dict:
         What metrics.json holds: `all_accuracies`, then `about`.
     """
     numbers = all_accuracies(predictions) | about
-    folder = make_folder(folder, "the test's results")
+
     files = {"predictions.csv": predictions_csv(predictions), "metrics.json": json.dumps(numbers, indent=1)}
-    with hold_lock(folder_lock(folder), f"the test in {folder} is written"):
-        write_together(folder, files)
+    write_together(folder, files, "the test's result")
     return numbers
 
 # %% ../nbs/20e_testing.ipynb #2dcdddbf

@@ -31,9 +31,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 # %% ../nbs/13_training.ipynb #3734a027
-from .console import (Progress, folder_lock, hold_lock, load_object, make_folder, put_in_place, warn_once,
-                               write_atomically)
+from .console import Progress, hold_lock, load_object, make_folder, put_in_place, warn_once, write_atomically
 from .evaluation import CudaRecording, Run, autocast, choose_device, lean, outputs_of, step_schedule, tuned
+from .folders import folder_lock
 from .losses import AngularContrastiveLoss, LossTerms, check_alpha, check_setting, pairwise_angles
 from .networks import check_network_name, make_network, placed
 from .patches import Patches, Split, SplitConfig, check_settings

@@ -154,9 +154,8 @@ class TableData:
         """
         store = {"store": Path(store).name}
         tables = self.folds[test_fold] if test_fold else self.tables
-        of_clips = {"source": self.source, "table": tables.get(subset)}
-        of_clips["first_edition_source"] = self.first_edition
-        return store if self.name == "mini" else store | of_clips
+        clips = {"source": self.source, "table": tables.get(subset), "first_edition_source": self.first_edition}
+        return store if self.name == "mini" else store | clips
 
 # %% ../nbs/21_workflow.ipynb #cbdb9183
 def table_data(dataset: str = "auto", data_dir: str | Path | None = None) -> TableData:
@@ -427,18 +426,13 @@ def plan_parts(config: dict) -> dict[str, Table]:
     return {name: plan(config) for name, plan in asked.items()}
 
 # %% ../nbs/21_workflow.ipynb #f5dc4a64
-def make_features(part: str, dataset: str, data_dir: str, features_dir: str, n_jobs: int, source: str,
-                  stamp: str) -> None:
-    """Extract the features that a part of the paper starts from, or resume where an earlier call stopped.
-
-    When they are there, `source` is written to the file `stamp`.
-    """
+def make_features(part: str, dataset: str, data_dir: str, features_dir: str, n_jobs: int) -> None:
+    "Extract the features that a part of the paper starts from, or resume where an earlier call stopped."
     from acl_paper.data import locate_dataset
     from acl_paper.features import feature_store
 
     location = locate_dataset(dataset, data_dir)
     feature_store(location, config=_feature_config(part), features_dir=features_dir, n_jobs=int(n_jobs))
-    write_atomically(stamp, f"{source}\n")
 
 # %% ../nbs/21_workflow.ipynb #43837f8d
 def differences(folder: str | Path, wanted: dict[str, dict]) -> list[str] | None:
@@ -703,8 +697,7 @@ def unfinished(wanted: dict[str, dict], features: dict[str, str], results: dict[
     str
         Empty if all is there.
     """
-    cells = {folder: differences(folder, facts) for folder, facts in wanted.items()}
-    left = {folder: different for folder, different in cells.items() if different != []}
+    left = {folder: why for folder, facts in wanted.items() if (why := differences(folder, facts)) != []}
     lines = [f"{len(left)} of {len(wanted)} cells have no result:"] if left else []
     for folder, different in left.items():
         log = next(Path(folder).glob("*.log"), Path(folder)/"no log")

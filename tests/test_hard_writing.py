@@ -18,10 +18,10 @@ from helpers import contents
 from test_hard_features import make_set
 
 from acl_paper import features
-from acl_paper.batch import Screen, _show, check_destination, open_results
+from acl_paper.batch import KEPT, Results, Screen, _show, check_destination
 from acl_paper.console import DatasetError, make_folder, write_atomically
+from acl_paper.folders import one_writer, save_tables
 from acl_paper.report import _check_tables, write_report
-from acl_paper.results import save_tables
 from acl_paper.runs import load_predictions, load_run, save_run
 from acl_paper.training import Checkpoint
 from acl_paper.workflow import differences
@@ -117,13 +117,15 @@ def test_two_writers_of_one_file_of_results_wait_for_each_other(tmp_path, capsys
     out, held = tmp_path / "x.csv", threading.Event()
 
     def second():
-        with open_results(out, "csv", ORIGIN, resume=True) as results:
+        with one_writer(out, KEPT):
+            results = Results(out, "csv", ORIGIN, resume=True)
             assert [row["file"] for row in results.rows] == ["a.wav"]
             results.keep([a_row("b.wav")])
             results.finish()
 
     thread = threading.Thread(target=second)
-    with open_results(out, "csv", ORIGIN) as results:
+    with one_writer(out, KEPT):
+        results = Results(out, "csv", ORIGIN)
         thread.start()
         results.keep([a_row("a.wav")])
         while "x.csv is written by another process" not in capsys.readouterr().err:
@@ -135,12 +137,10 @@ def test_two_writers_of_one_file_of_results_wait_for_each_other(tmp_path, capsys
 
 
 def test_a_full_disk_keeps_the_results_so_far(tmp_path):
-    with pytest.raises(DatasetError, match=f"The disk of {tmp_path} is full.*kept in {tmp_path / 'x.csv.partial'}.*--resume"):
-        with open_results(tmp_path / "x.csv", "csv", ORIGIN) as results:
-            results.keep([a_row("a.wav")])
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    with open_results(tmp_path / "x.csv", "csv", ORIGIN, resume=True) as results:
-        assert results.rows == [a_row("a.wav")]
+    with pytest.raises(DatasetError, match=f"The disk of {tmp_path} is full.*kept beside it.*--resume"), one_writer(tmp_path / "x.csv", KEPT):
+        Results(tmp_path / "x.csv", "csv", ORIGIN).keep([a_row("a.wav")])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert Results(tmp_path / "x.csv", "csv", ORIGIN, resume=True).rows == [a_row("a.wav")]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
