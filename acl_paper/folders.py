@@ -127,13 +127,13 @@ def write_or_keep(folder: str | Path, files: dict[str, str | bytes], what: str) 
     except (DatasetError, OSError) as error:
         refused = error
     spare = tempfile.mkdtemp(prefix="acl-")
+    failed = f"{what} could not be written to {folder} ({refused})"
     try:
         _write_all(Path(spare), files)
     except OSError:
         shutil.rmtree(spare, ignore_errors=True)
-        raise DatasetError(f"{folder} cannot take {what} ({refused})") from None
-    raise DatasetError(f"{folder} cannot take {what} ({refused}). It is kept in {spare}: make room, and move "
-                       f"its files to {folder}") from None
+        raise DatasetError(failed) from None
+    raise DatasetError(f"{failed}. It is kept in {spare}: make room, and move its files to {folder}") from None
 
 # %% ../nbs/04c_folders.ipynb #47329254
 def figure_files(figures: dict) -> dict[str, bytes]:

@@ -153,8 +153,8 @@ class TableData:
         Of the mini data set, whose features are made with it, the store alone.
         """
         store = {"store": Path(store).name}
-        tables = self.folds[test_fold] if test_fold else self.tables
-        clips = {"source": self.source, "table": tables.get(subset), "first_edition_source": self.first_edition}
+        table = (self.folds[test_fold] if test_fold else self.tables).get(subset)
+        clips = {"source": self.source, "table": table, "first_edition_source": self.first_edition}
         return store if self.name == "mini" else store | clips
 
 # %% ../nbs/21_workflow.ipynb #cbdb9183
