@@ -133,7 +133,7 @@ def write_or_keep(folder: str | Path, files: dict[str, str | bytes], what: str) 
     except OSError:
         shutil.rmtree(spare, ignore_errors=True)
         raise DatasetError(failed) from None
-    raise DatasetError(f"{failed}. It is kept in {spare}: make room, and move its files to {folder}") from None
+    raise DatasetError(f"{failed}. It is kept in {spare}: make room, and move it to {folder}") from None
 
 # %% ../nbs/04c_folders.ipynb #47329254
 def figure_files(figures: dict) -> dict[str, bytes]:

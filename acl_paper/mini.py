@@ -142,7 +142,8 @@ def pluck(rng: np.random.Generator, n_samples: int, frequency_hz: float, *, damp
           decay_s: float = 1.0, pick_hz: float = 5000.0) -> np.ndarray:
     "A plucked string, computed a period at a time: within a period no sample depends on another."
     period = int(round(SAMPLE_RATE / frequency_hz - damping))
-    shape = scipy.signal.lfilter([1.0], [1.0, -np.exp(-2 * np.pi * pick_hz / SAMPLE_RATE)], rng.uniform(-1, 1, period))
+    memory = -np.exp(-2 * np.pi * pick_hz / SAMPLE_RATE)
+    shape = scipy.signal.lfilter([1.0], [1.0, memory], rng.uniform(-1, 1, period))
     string = np.concatenate([[0.0], (shape - shape.mean()) / shape.std(), np.zeros(n_samples)])
     loss = np.exp(-period / (SAMPLE_RATE * decay_s))
     for start in range(period + 1, len(string), period):
