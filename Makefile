@@ -38,7 +38,7 @@ $(READY): constraints.txt settings.ini setup.py
 # The tests start hundreds of processes that leave no bytecode: for them all of it is compiled here (one file of torch is for a newer Python).
 $(READY)-%: $(READY)
 	$(INSTALL) '.[$*]'
-	"$(BIN)/python" -m compileall -qq -j 0 "$(VENV)/lib" || true
+	"$(BIN)/python" -m compileall -qq -j 0 "$(VENV)/lib" acl_paper || true
 	touch $@
 
 demo: $(READY)

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import REAL_MINI, REFERENCE, ROOT, SHARED, command, environment, run
+from helpers import REAL_MINI, REFERENCE, ROOT, SHARED, environment, run, run_papermill
 from nbformat import read
 
 from acl_paper.download import download_files, published_sums
@@ -37,10 +37,6 @@ def places(folder, data_dir):
     return ["-r", "data_dir", data_dir, "-r", "features_dir", folder / "features", "-r", "runs_dir", folder / "runs"]
 
 
-def papermill(name, out, *arguments):
-    return run([*command("papermill", f"nbs/{name}.ipynb", out, "-k", "python3", *arguments), "--no-progress-bar", "--log-output"])
-
-
 def outputs(path):
     """Everything the cells of an executed notebook printed or showed as text."""
     cells = [cell for cell in read(path, 4).cells if cell.cell_type == "code"]
@@ -51,7 +47,7 @@ def outputs(path):
 def pretrained(tmp_path_factory, mini):
     """pretrain.ipynb on the tiny mini data set: its base folder and run folder."""
     base = tmp_path_factory.mktemp("selfsupervised")
-    done = papermill("pretrain", base / "pretrain.ipynb", "-p", "alpha", 0.4, "-p", "temperature", 0.1, "-p", "seed", 5, "-r", "dataset", "mini", *TINY, *places(base, mini))
+    done = run_papermill("pretrain", base / "pretrain.ipynb", "-p", "alpha", 0.4, "-p", "temperature", 0.1, "-p", "seed", 5, "-r", "dataset", "mini", *TINY, *places(base, mini))
     assert done.returncode == 0, done.stderr[-3000:]
     return base, base / "runs" / "mini" / "pretrain" / "resnet18" / "alpha=0.4" / "temperature=0.1" / "seed=5"
 
@@ -75,7 +71,7 @@ def test_pretraining_leaves_a_run_folder(pretrained):
 @pytest.mark.parametrize("task, subset", [("linear", "noisy"), ("linear", "clean"), ("finetune", "noisy")])
 def test_probe(pretrained, mini, tmp_path, task, subset):
     base, folder = pretrained
-    done = papermill("probe", tmp_path / "probe.ipynb", "-p", "task", task, "-p", "subset", subset, "-p", "alpha", 0.4, "-p", "temperature", 0.1, "-p", "seed", 5,
+    done = run_papermill("probe", tmp_path / "probe.ipynb", "-p", "task", task, "-p", "subset", subset, "-p", "alpha", 0.4, "-p", "temperature", 0.1, "-p", "seed", 5,
                      "-p", "epochs", 2, "-r", "dataset", "mini", *places(base, mini))
     assert done.returncode == 0, done.stderr[-3000:]
     left = folder / f"{task}-{subset}" / "seed=271828"
@@ -97,14 +93,14 @@ def test_probe(pretrained, mini, tmp_path, task, subset):
 ])
 def test_refused(pretrained, mini, tmp_path, name, arguments, says):
     base, _ = pretrained
-    done = papermill(name, tmp_path / "out.ipynb", *arguments, "-r", "dataset", "mini", *places(base, mini))
+    done = run_papermill(name, tmp_path / "out.ipynb", *arguments, "-r", "dataset", "mini", *places(base, mini))
     assert done.returncode != 0 and says in done.stderr
 
 
 def test_the_same_command_again_makes_the_same_run(pretrained, mini, tmp_path):
     base, folder = pretrained
     again = shutil.copytree(base / "runs", tmp_path / "runs") / folder.relative_to(base / "runs")
-    done = papermill("pretrain", tmp_path / "out.ipynb", "-p", "alpha", 0.4, "-p", "temperature", 0.1, "-p", "seed", 5, "-r", "dataset", "mini", *TINY,
+    done = run_papermill("pretrain", tmp_path / "out.ipynb", "-p", "alpha", 0.4, "-p", "temperature", 0.1, "-p", "seed", 5, "-r", "dataset", "mini", *TINY,
                      "-r", "data_dir", mini, "-r", "features_dir", base / "features", "-r", "runs_dir", tmp_path / "runs")
     assert done.returncode == 0, done.stderr[-3000:]
     assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
@@ -204,7 +200,7 @@ def test_download_of_the_published_weights(server, tmp_path):
 @pytest.mark.skipif(not REAL_MINI.is_dir(), reason="the real sounds are not beside the repository")
 def test_on_real_sounds(tmp_path):
     """It runs on real sounds; 40 test clips say nothing of accuracy."""
-    done = papermill("pretrain", tmp_path / "out.ipynb", "-p", "dataset", "real-mini", "-p", "seed", 1, *TINY, *places(tmp_path, REAL_MINI))
+    done = run_papermill("pretrain", tmp_path / "out.ipynb", "-p", "dataset", "real-mini", "-p", "seed", 1, *TINY, *places(tmp_path, REAL_MINI))
     assert done.returncode == 0, done.stderr[-3000:]
     folder = tmp_path / "runs" / "real-mini" / "pretrain" / "resnet18" / "alpha=0.3" / "temperature=0.2" / "seed=1"
     assert (folder / "metrics.json").is_file() and not json.loads((folder / "config.json").read_text())["data"]["synthetic"]
