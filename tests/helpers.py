@@ -40,7 +40,7 @@ def run(arguments, *, cwd=ROOT, timeout=300, **options):
 
 
 FORKS = multiprocessing.get_context("forkserver")  # a process that has the imports behind it, computes nothing, and is forked for each command
-FORKS.set_forkserver_preload([*(f"acl_paper.{module}" for module in ("batch", "quick_probe", "export", "testing", "report", "own_data", "features")),
+FORKS.set_forkserver_preload([*(f"acl_paper.{module}" for module in ("batch", "quick_probe", "export", "testing", "report", "own_data", "features", "probing")),
                               "sklearn.linear_model", "sklearn.neighbors", "librosa", "soundfile", "scipy.signal", "scipy.stats", "snakemake.cli", "papermill.__main__"])
 ONE_AT_A_TIME = threading.Lock()
 

@@ -305,10 +305,10 @@ def test_who_reads_along_may_leave(runs, recordings):
 
 @pytest.fixture
 def many(tmp_path):
-    """Sixty recordings, each of a few seconds of work."""
+    """Sixty recordings, together a few seconds of work."""
     folder = tmp_path / "many"
     folder.mkdir()
-    soundfile.write(folder / "00.wav", noise(60), 44_100)
+    soundfile.write(folder / "00.wav", noise(20), 44_100)
     for number in range(1, 60):
         os.link(folder / "00.wav", folder / f"{number:02}.wav")
     return folder
