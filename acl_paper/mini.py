@@ -742,11 +742,12 @@ def _ctrl_c_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 # %% ../nbs/07_mini.ipynb #5554b2f5
-def _write_set(root: Path, config: MiniConfig, n_jobs: int, every_s: float | None) -> None:
+def _write_set(root: Path, config: MiniConfig, n_jobs: int | None, every_s: float | None) -> None:
     "Write the whole set into the empty folder `root`, its description last."
-    from joblib import Parallel, delayed
+    from joblib import Parallel, cpu_count, delayed
     from joblib.externals.loky import get_reusable_executor
     plan = plan_clips(config)
+    n_jobs = min(n_jobs or min(4, 1 + len(plan) // 400), cpu_count())
     for folder in (*AUDIO_FOLDERS.values(), "FSDnoisy18k.meta"):
         (root / folder).mkdir()
     jobs = (
@@ -799,7 +800,7 @@ def make_mini(dest: str | Path, config: MiniConfig | None = None, *, n_jobs: int
     config : MiniConfig, optional
         Seed, sizes and shares of label errors.
     n_jobs : int, optional
-        Processes, at most as many as there are processors; by default four at most.
+        Processes, at most as many as there are processors; by default one for each 400 clips, four at most.
     every_s : float or None
         Seconds between lines of progress; None for none.
     **changes : int or float
@@ -815,7 +816,6 @@ def make_mini(dest: str | Path, config: MiniConfig | None = None, *, n_jobs: int
     DatasetError
         If the folder holds anything else, which is then left as it is, or nothing can be written beside it.
     """
-    import joblib
     dest = user_path(dest)
     config = replace(config or MiniConfig(), **changes)
     if _made_before(dest, config):
@@ -828,7 +828,7 @@ def make_mini(dest: str | Path, config: MiniConfig | None = None, *, n_jobs: int
         full = full_disk_reported(dest.parent, "Nothing was left there: make room, and try again.")
         with hold_lock(lock, f"{part} is made"), full:
             part.mkdir()
-            _write_set(part, config, min(n_jobs or 4, joblib.cpu_count()), every_s)
+            _write_set(part, config, n_jobs, every_s)
             _publish(part, dest, config)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -872,7 +872,7 @@ def _is_in_use(part: Path, lock: Path) -> bool:
 def acl_mini(
     dest: str = "",  # folder to make; data/mini in the project by default
     seed: int = 0,  # another seed gives other clips of the same kinds
-    n_jobs: int = 0,  # processes; 0 for as many as there are processors, four at most
+    n_jobs: int = 0,  # processes; 0 for one for each 400 clips, four and the number of processors at most
 ):
     "Make the synthetic mini data set and print where it is."
     if n_jobs < 0:

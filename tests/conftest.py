@@ -1,9 +1,11 @@
-"""Writes down what the tests by chance tried, where `ACL_TRIED` names a file for it (`make test-all`)."""
+"""One thread a process; the order of the files; what the tests by chance tried, in a file where `ACL_TRIED` names one (`make test-all`)."""
 import csv
 import datetime
 import io
 import os
 from pathlib import Path
+
+os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}  # read when torch is imported; a test that needs two threads asks for them
 
 import pytest
 from chance import SEED

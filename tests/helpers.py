@@ -1,17 +1,20 @@
 """What several test files use: where things are, how commands are run, and small data sets made on the spot."""
-import compileall
 import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from importlib import import_module
+from multiprocessing import forkserver
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import soundfile
+
+from acl_paper.log_mel import clip_log_mel
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"  # there where the project is developed, not on a user's machine
@@ -37,8 +40,9 @@ def run(arguments, *, cwd=ROOT, timeout=300, **options):
 
 
 FORKS = multiprocessing.get_context("forkserver")  # a process that has the imports behind it, computes nothing, and is forked for each command
-FORKS.set_forkserver_preload([*(f"acl_paper.{module}" for module in ("batch", "quick_probe", "export", "testing", "report", "own_data", "features")),
-                              "sklearn.linear_model", "sklearn.neighbors", "librosa", "soundfile", "scipy.signal", "scipy.stats", "snakemake.cli"])
+FORKS.set_forkserver_preload([*(f"acl_paper.{module}" for module in ("batch", "quick_probe", "export", "testing", "report", "own_data", "features", "probing")),
+                              "sklearn.linear_model", "sklearn.neighbors", "librosa", "soundfile", "scipy.signal", "scipy.stats", "snakemake.cli", "papermill.__main__"])
+ONE_AT_A_TIME = threading.Lock()
 
 
 def run_acl(name, *arguments, cwd=ROOT, timeout=300, environ={}):
@@ -46,7 +50,9 @@ def run_acl(name, *arguments, cwd=ROOT, timeout=300, environ={}):
 
     That each command starts by itself, and what it imports, is for `test_ctrl_c.py`, `test_rooms.py` and `test_install.py`.
     """
-    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, environment(), clear=True):
+    with ONE_AT_A_TIME, mock.patch.dict(os.environ, environment(), clear=True):
+        forkserver.ensure_running()
+    with tempfile.TemporaryDirectory() as folder:
         out, err = (Path(folder) / stream for stream in ("out", "err"))
         process = FORKS.Process(target=as_command, args=(name, [*map(str, arguments)], cwd, environment(**environ), out, err))
         process.start()
@@ -55,6 +61,11 @@ def run_acl(name, *arguments, cwd=ROOT, timeout=300, environ={}):
             process.kill()
             raise subprocess.TimeoutExpired([name, *arguments], timeout)
         return subprocess.CompletedProcess([name, *arguments], process.exitcode, out.read_text(), err.read_text())
+
+
+def run_papermill(notebook, out, *arguments, **options):
+    """`papermill` on a notebook of the repository, likewise; its kernel is a process as for everyone."""
+    return run_acl("papermill", ROOT / "nbs" / f"{notebook}.ipynb", out, *arguments, "--no-progress-bar", "--log-output", **options)
 
 
 def as_command(name, arguments, cwd, environ, out, err):
@@ -69,7 +80,7 @@ def as_command(name, arguments, cwd, environ, out, err):
         sys.path.insert(0, environ["PYTHONPATH"])
         for module in [module for module in sys.modules if module.partition(".")[0] == "acl_paper"]:
             del sys.modules[module]
-    getattr(import_module("acl_paper.commands"), name)()
+    getattr(import_module("papermill.__main__" if name == "papermill" else "acl_paper.commands"), name)()
 
 
 PEAK_BYTES = """
@@ -88,14 +99,16 @@ def copy_of_repository(folder):
     copy = Path(folder) / "repository"
     ignored = [line.rstrip("/") for line in (ROOT / ".gitignore").read_text().split() if not line.startswith(("!", "runs"))]
     by_name = shutil.ignore_patterns(".git", *ignored)
+    clip_log_mel(np.zeros(1000, np.float32))  # compiled now, for all copies
 
     def left_out(path, names):
+        if Path(path) == ROOT / "acl_paper":
+            return []  # nor what Python and numba have compiled
         return {*by_name(path, names), *([name for name in names if name != "README.md"] if Path(path) == ROOT / "runs" else [])}
 
     shutil.copytree(ROOT, copy, ignore=left_out)
     if SHARED.is_dir():
         (Path(folder) / "shared").symlink_to(SHARED)
-    compileall.compile_dir(copy / "acl_paper", quiet=1)  # the processes that use it keep no bytecode
     return copy
 
 

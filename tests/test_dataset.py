@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
-from helpers import REAL_MINI, ROOT, command, run, run_acl
+from helpers import REAL_MINI, run_acl, run_papermill
 from test_workflow import project, reproduce  # noqa: F401
 
 from acl_paper.data import load_clips
@@ -81,7 +81,7 @@ def test_real_clips_to_a_trained_network(layout, real_clips, tmp_path):
         assert clips.groupby("group").split.nunique().max() == 1
 
     places = ["-r", "runs_dir", tmp_path / "runs", "-r", "features_dir", tmp_path / "features"]
-    done = run(command("papermill", "nbs/train.ipynb", tmp_path / "out.ipynb", "-r", "data_dir", root, "-p", "alpha", 0.5, "-p", "epochs", 1, *places), cwd=ROOT)
+    done = run_papermill("train", tmp_path / "out.ipynb", "-r", "data_dir", root, "-p", "alpha", 0.5, "-p", "epochs", 1, *places)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "runs" / "own-data" / subset / "alpha=0.5" / "seed=0"
     predictions = pd.read_csv(folder / "predictions.csv")

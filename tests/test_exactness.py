@@ -3,6 +3,7 @@
 A plain loop is written here once more, as one would write it first: contiguous memory, PyTorch's own batch norm, plain Adam, nothing folded.
 """
 import copy
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -82,9 +83,35 @@ def gradient_of(network, loss, inputs, labels):
     return torch.cat([g.flatten() for g in gradients if g is not None])
 
 
+def a_step(split, alpha, n_patches, seed):
+    """The first step of a training, with a batch."""
+    torch.manual_seed(seed)
+    return first_step(split, TrainConfig(alpha=alpha, dropout=0.0)), *split.train[torch.arange(n_patches) + 40 * seed * (n_patches < 256)]
+
+
+def outputs_of_conv3(network):
+    """A list to which each call of the network adds what its last convolution gives."""
+    outputs = []
+    network.conv3.register_forward_hook(lambda _, __, out: outputs.append(out.detach().double()))
+    return outputs
+
+
+@pytest.fixture(scope="module")
+def in_float64(split):
+    """The gradient of a step, and what the last convolution gives: computed once for all numbers of threads."""
+    @functools.cache
+    def computed(*batch):
+        step, inputs, labels = a_step(split, *batch)
+        network = with_plain_norms(step.network.train()).double()
+        outputs = outputs_of_conv3(network)
+        return gradient_of(network, step.loss, inputs.double(), labels), outputs[0]
+
+    return computed
+
+
 @pytest.mark.parametrize("alpha", [0.5, 1.0])
 @pytest.mark.parametrize("n_patches", [2, 64, pytest.param(256, marks=pytest.mark.long)])
-def test_gradient_of_the_step_that_fit_makes(split, threads, alpha, n_patches):
+def test_gradient_of_the_step_that_fit_makes(split, in_float64, threads, alpha, n_patches):
     """At most twice as far from float64 as contiguous memory is, and the last convolution's outputs right to 2e-6 (contiguous: 7e-7, the convolution's own rounding).
 
     A ReLU or a pool whose input lies on the edge may decide otherwise and move the gradient by 1e-3, in any layout: so the median of five batches is compared.
@@ -92,18 +119,14 @@ def test_gradient_of_the_step_that_fit_makes(split, threads, alpha, n_patches):
     """
     errors = []
     for seed in range(1 if n_patches == 256 else 5):
-        torch.manual_seed(seed)
-        step = first_step(split, TrainConfig(alpha=alpha, dropout=0.0))
+        step, inputs, labels = a_step(split, alpha, n_patches, seed)
         network = step.network.train()
         assert network.conv2.weight.is_contiguous(memory_format=torch.channels_last)
-        inputs, labels = split.train[torch.arange(n_patches) + 40 * seed * (n_patches < 256)]
-        contiguous, reference = with_plain_norms(network), with_plain_norms(network).double()
-        kept = []
-        for model in (reference, network):
-            model.conv3.register_forward_hook(lambda _, __, out: kept.append(out.detach().double()))
-        exact = gradient_of(reference, step.loss, inputs.double(), labels)
+        contiguous = with_plain_norms(network)
+        exact, exact_outputs = in_float64(alpha, n_patches, seed)
+        outputs = outputs_of_conv3(network)
         errors.append([relative_error(gradient_of(model, step.loss, inputs, labels), exact) for model in (network, contiguous)])
-        assert (kept[1] - kept[0]).abs().max() < 2e-6 * kept[0].abs().max()
+        assert (outputs[0] - exact_outputs).abs().max() < 2e-6 * exact_outputs.abs().max()
     ours, theirs = np.median(errors, axis=0)
     assert ours < 2 * theirs + (1e-3 if n_patches == 256 else 2e-6)
 
@@ -185,7 +208,7 @@ def pretraining(ssl_clips, encoder):
 
 
 @pytest.mark.parametrize("encoder", ["resnet18", "vgg", "crnn"])
-def test_gradient_of_a_pretraining_epoch(ssl_clips, encoder, threads):
+def test_gradient_of_a_pretraining_epoch(ssl_clips, pretraining_in_float64, encoder, threads):
     """The gradient that an epoch of one batch leaves on encoder and head, against float64 for the same views: at most twice as far as contiguous memory.
 
     One ReLU that decides otherwise in so small a batch moves it by 1e-4. Measured: 2e-5 (crnn) to 1e-3 (resnet18), with PyTorch's own norm in channels_last 1e-3 to 6e-3.
@@ -194,10 +217,25 @@ def test_gradient_of_a_pretraining_epoch(ssl_clips, encoder, threads):
     assert next(p for p in run.networks.parameters() if p.dim() == 4 and p.shape[1] > 1).is_contiguous(memory_format=torch.channels_last)
     pretrain_epoch(run)
     ours = torch.cat([p.grad.flatten() for p in run.networks.parameters() if p.grad is not None])
-    rows = torch.randperm(len(ssl_clips.train), generator=same.order)
-    views = same.scaler(two_views(ssl_clips.train, rows, same.config.augment, generator=same.view_generator))
-    exact = pretraining_gradient(same, views, torch.float64)
+    views = views_of(same)
+    exact = pretraining_in_float64(encoder)
     assert relative_error(ours, exact) < 2 * relative_error(pretraining_gradient(same, views, torch.float32), exact) + (1e-4 if encoder == "crnn" else 1e-3)
+
+
+def views_of(run):
+    """Those of the first epoch."""
+    rows = torch.randperm(len(run.split.train), generator=run.order)
+    return run.scaler(two_views(run.split.train, rows, run.config.augment, generator=run.view_generator))
+
+
+@pytest.fixture(scope="module")
+def pretraining_in_float64(ssl_clips):
+    @functools.cache
+    def computed(encoder):
+        run = pretraining(ssl_clips, encoder)
+        return pretraining_gradient(run, views_of(run), torch.float64)
+
+    return computed
 
 
 def pretraining_gradient(run, views, dtype):

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from helpers import PEAK_BYTES, command, environment, make_data_set, run, write_tables
+from helpers import PEAK_BYTES, command, environment, make_data_set, run, run_acl, write_tables
 
 from acl_paper.data import audio_path, load_clips
 from acl_paper.audio import read_audio
@@ -25,7 +25,8 @@ STORE = f"{FeatureConfig().digest}.h5"
 
 
 def acl_features(root, features_dir, *options):
-    return command("acl_features", "--dataset", "clips", "--data_dir", root, "--features_dir", features_dir, *options)
+    """The words of the command; the first is its name."""
+    return ["acl_features", "--dataset", "clips", "--data_dir", root, "--features_dir", features_dir, *options]
 
 
 def store_path(features_dir):
@@ -57,7 +58,7 @@ def clips_300(tmp_path_factory):
 
 def test_killed_and_run_again(tmp_path):
     root = make_data_set(tmp_path / "set", 299, 5.0)
-    arguments = acl_features(root, tmp_path / "f", "--jobs", 1)
+    arguments = command(*acl_features(root, tmp_path / "f", "--jobs", 1))
     process = subprocess.Popen(arguments, env=environment(), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not groups(tmp_path / "f") and process.poll() is None:
         time.sleep(0.005)
@@ -110,7 +111,7 @@ def test_full_disk(clips_300, tmp_path, disk_mb, file_mb):
     root, undisturbed = clips_300
     with small_disk(tmp_path / "disk", disk_mb) as disk:
         features_dir = (disk or tmp_path / "no_disk") / "features"
-        failed = run(acl_features(root, features_dir), cwd=tmp_path, preexec_fn=None if disk else no_large_files(file_mb))
+        failed = run(command(*acl_features(root, features_dir)), cwd=tmp_path, preexec_fn=None if disk else no_large_files(file_mb))
         assert failed.returncode == 1
         assert not store_path(features_dir).exists()
         whole = len(groups(features_dir))
@@ -124,7 +125,7 @@ def test_full_disk(clips_300, tmp_path, disk_mb, file_mb):
             assert f"The disk of {store_path(features_dir).parent} is full" in " ".join(failed.stderr.split())  # what, and where
             assert "resumes" in failed.stderr  # what to do: make room, and run the same command
             subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
-        done = run(acl_features(root, features_dir), cwd=tmp_path)
+        done = run_acl(*acl_features(root, features_dir), cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         store = open_feature_store(store_path(features_dir))
         assert same_store(store, undisturbed)
@@ -155,7 +156,7 @@ def bad_clips(tmp_path):
 
 def test_bad_clips(bad_clips, tmp_path):
     root, bad = bad_clips
-    failed = run(acl_features(root, tmp_path / "f"), cwd=tmp_path)
+    failed = run_acl(*acl_features(root, tmp_path / "f"), cwd=tmp_path)
     assert failed.returncode == 1 and "Traceback" not in failed.stderr
     listed = dict(re.findall(r"^  train/(\S+): (.+)$", failed.stderr, re.M))
     assert set(listed) == set(bad)  # each bad file, and no good one
@@ -164,7 +165,7 @@ def test_bad_clips(bad_clips, tmp_path):
     assert "--skip_bad" in failed.stderr  # what to do
     assert not store_path(tmp_path / "f").exists() and len(groups(tmp_path / "f")) == 1  # the others are extracted and kept
 
-    done = run(acl_features(root, tmp_path / "f", "--skip_bad"), cwd=tmp_path)
+    done = run_acl(*acl_features(root, tmp_path / "f", "--skip_bad"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("2 channels mixed down") == done.stderr.count("resampled from 22050 Hz") == 1
     assert "5 clip(s) left out" in done.stderr
@@ -179,15 +180,15 @@ def test_bad_clips(bad_clips, tmp_path):
 def test_mended_clips(bad_clips, tmp_path):
     """A file that was put right is read, also where its size stays the same, and is not left out of the store for what it was."""
     root, bad = bad_clips
-    assert run(acl_features(root, tmp_path / "f"), cwd=tmp_path).returncode == 1
+    assert run_acl(*acl_features(root, tmp_path / "f"), cwd=tmp_path).returncode == 1
     sound = audio_path(root, "train", "20.wav").read_bytes()
     for name in bad:
         audio_path(root, "train", name).write_bytes(sound)
     audio_path(root, "train", "60.wav").write_bytes(b"?" * len(sound))
-    failed = run(acl_features(root, tmp_path / "f"), cwd=tmp_path)
+    failed = run_acl(*acl_features(root, tmp_path / "f"), cwd=tmp_path)
     assert failed.returncode == 1 and re.findall(r"^  train/(\S+):", failed.stderr, re.M) == ["60.wav"]
     audio_path(root, "train", "60.wav").write_bytes(sound)
-    done = run(acl_features(root, tmp_path / "f"), cwd=tmp_path)
+    done = run_acl(*acl_features(root, tmp_path / "f"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     store = open_feature_store(store_path(tmp_path / "f"))
     assert (store.clips.n_frames > 0).all()
@@ -197,7 +198,7 @@ def test_mended_clips(bad_clips, tmp_path):
 
 def test_two_processes_make_one_store(clips_300, tmp_path):
     root, undisturbed = clips_300
-    both = [subprocess.Popen(acl_features(root, tmp_path / "f", "--jobs", 1), env=environment(), cwd=tmp_path, text=True,
+    both = [subprocess.Popen(command(*acl_features(root, tmp_path / "f", "--jobs", 1)), env=environment(), cwd=tmp_path, text=True,
                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for _ in range(2)]
     texts = [process.communicate(timeout=120)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], texts

@@ -22,7 +22,7 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
-from helpers import PEAK_BYTES, command, environment, run
+from helpers import PEAK_BYTES, command, environment, run, run_acl
 
 from acl_paper.audio import AudioError, audio_blocks, read_audio
 from acl_paper.console import DatasetError, read_rows
@@ -576,7 +576,7 @@ AS_A_USER = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if hasattr(os,
 def test_a_finished_store_needs_no_right_to_write_and_no_lock(tmp_path):
     root = make_set(tmp_path / "set")
     features = ["--dataset", "set", "--data_dir", root, "--features_dir", tmp_path / "f"]
-    assert run(command("acl_features", *features)).returncode == 0
+    assert run_acl("acl_features", *features).returncode == 0
     folder = tmp_path / "f/set"
     next(folder.glob("*.lock")).unlink()
     folder.chmod(0o555)
@@ -633,7 +633,7 @@ def test_who_waits_says_for_what(tmp_path):
 ])
 def test_the_command_says_what_is_wrong_in_one_line(tmp_path, arguments, told):
     make_set(tmp_path / "set")
-    done = run(command("acl_features", "--dataset", "set", "--data_dir", "set", *arguments), cwd=tmp_path)
+    done = run_acl("acl_features", "--dataset", "set", "--data_dir", "set", *arguments, cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.startswith("acl_features: ") and told in done.stderr and done.stderr.count("\n") == 1
 
 

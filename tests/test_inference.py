@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
-from helpers import PEAK_BYTES, REAL_MINI, ROOT, SHARED, command, environment, run, run_acl
+from helpers import PEAK_BYTES, REAL_MINI, SHARED, command, environment, run, run_acl, run_papermill
 
 from acl_paper.audio import AudioError, audio_blocks, read_audio
 from acl_paper.batch import Results, acl_embed, acl_predict, as_audacity, find_recordings, predicted, prediction_line, read_results
@@ -173,7 +173,7 @@ def test_one_bad_file_loses_no_other(runs, recordings):
 @pytest.mark.parametrize("format", ["csv", "json", "jsonl"])
 def test_formats_on_the_screen(runs, recordings, format):
     folder, good, _, _ = recordings
-    done = run([*command("acl_predict", *[folder / name for name in good], "--run", runs / "training", "--format", format)], environ={"PYTHONIOENCODING": "utf-8"})
+    done = run_acl("acl_predict", *[folder / name for name in good], "--run", runs / "training", "--format", format)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     if format == "csv":
@@ -305,10 +305,10 @@ def test_who_reads_along_may_leave(runs, recordings):
 
 @pytest.fixture
 def many(tmp_path):
-    """Sixty recordings, each of a few seconds of work."""
+    """Sixty recordings, together a few seconds of work."""
     folder = tmp_path / "many"
     folder.mkdir()
-    soundfile.write(folder / "00.wav", noise(60), 44_100)
+    soundfile.write(folder / "00.wav", noise(20), 44_100)
     for number in range(1, 60):
         os.link(folder / "00.wav", folder / f"{number:02}.wav")
     return folder
@@ -540,7 +540,7 @@ def test_probe_notebook_takes_a_published_encoder(tmp_path):
     """On data of other classes than the twenty that the encoder was made with."""
     arguments = ["-p", "pretrained_dir", "published:vgg", "-p", "subset", "all", "-p", "optimiser", "lbfgs", "-p", "compare_untrained", False,
                  "-p", "dataset", "real-mini", "-r", "data_dir", REAL_MINI, "-r", "features_dir", tmp_path / "features", "-r", "runs_dir", tmp_path / "runs"]
-    done = run([*command("papermill", ROOT / "nbs" / "probe.ipynb", tmp_path / "out.ipynb", "-k", "python3", *arguments, "--no-progress-bar")], environ=WEIGHTS)
+    done = run_papermill("probe", tmp_path / "out.ipynb", *arguments, environ=WEIGHTS)
     assert done.returncode == 0, done.stderr[-3000:]
     folder = next((tmp_path / "runs" / "real-mini" / "pretrain" / "published.vgg").rglob("metrics.json")).parent
     metrics = json.loads((folder / "metrics.json").read_text())

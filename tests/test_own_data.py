@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
-from helpers import ROOT, command, run, run_acl
+from helpers import run_acl, run_papermill
 
 from acl_paper.data import load_clips
 from acl_paper.features import extract_features
@@ -64,7 +64,7 @@ def folders(sounds, tmp_path_factory):
 
 def papermill(notebook, out, *arguments):
     arguments = [*arguments, "-r", "runs_dir", out / "runs", "-r", "features_dir", out / "features"]
-    done = run(command("papermill", f"nbs/{notebook}.ipynb", out / "out.ipynb", "--log-output", *arguments), cwd=ROOT)
+    done = run_papermill(notebook, out / "out.ipynb", *arguments)
     return SimpleNamespace(code=done.returncode, log=re.sub(r"\x1b\[[\d;]*m", "", done.stdout + done.stderr), out=out)
 
 

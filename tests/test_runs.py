@@ -17,7 +17,7 @@ import safetensors.torch
 import soundfile
 import torch
 import works
-from helpers import ROOT, command, environment, make_data_set, run, run_acl
+from helpers import ROOT, environment, make_data_set, run, run_acl, run_papermill
 
 from acl_paper.console import DatasetError
 from acl_paper.drawing import plot_class_change, plot_confusion, plot_embedding_map, readable
@@ -103,11 +103,18 @@ def test_a_run_that_a_power_cut_left_empty_does_not_keep_the_table_from_the_othe
         collect_runs(tmp_path, "mini")
 
 
-@pytest.fixture
-def made(tmp_path):
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
     """A run of today, with a test."""
-    works.train(tmp_path / "run")
-    return tmp_path / "run"
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    works.train(folder)
+    return folder
+
+
+@pytest.fixture
+def made(trained, tmp_path):
+    """A copy of it, to be damaged."""
+    return shutil.copytree(trained, tmp_path / "run")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -280,9 +287,8 @@ def data(tmp_path_factory):
 
 def test_a_network_and_a_loss_of_ones_own_through_papermill(data, tmp_path):
     (tmp_path / "my_nets.py").write_text(MY_NETS)
-    done = run([*command("papermill", ROOT / "nbs" / "train.ipynb", tmp_path / "out.ipynb", "-p", "network", "my_nets:Tiny", "-p", "first_loss", "my_nets:focal",
-                         "-p", "subset", "clean", "-p", "epochs", 2, "-r", "dataset", "own", "-r", "data_dir", data, "-r", "runs_dir", tmp_path / "runs",
-                         "-r", "features_dir", tmp_path / "features"), "--no-progress-bar"], cwd=tmp_path)
+    done = run_papermill("train", tmp_path / "out.ipynb", "-p", "network", "my_nets:Tiny", "-p", "first_loss", "my_nets:focal", "-p", "subset", "clean", "-p", "epochs", 2,
+                         "-r", "dataset", "own", "-r", "data_dir", data, "-r", "runs_dir", tmp_path / "runs", "-r", "features_dir", tmp_path / "features", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     folder = tmp_path / "runs" / "own" / "clean" / "network=my_nets.Tiny" / "first_loss=my_nets.focal" / "alpha=0.5" / "seed=0"
     assert json.loads((folder / "config.json").read_text())["settings"]["network"] == "my_nets:Tiny"
@@ -295,7 +301,6 @@ def test_a_network_and_a_loss_of_ones_own_through_papermill(data, tmp_path):
 
 
 def test_a_wrong_path_is_refused_before_any_work(data, tmp_path):
-    done = run([*command("papermill", ROOT / "nbs" / "train.ipynb", tmp_path / "out.ipynb", "-p", "network", "papercnn", "-r", "dataset", "own", "-r", "data_dir", data,
-                         "-r", "runs_dir", tmp_path / "runs"), "--no-progress-bar"], cwd=tmp_path)
+    done = run_papermill("train", tmp_path / "out.ipynb", "-p", "network", "papercnn", "-r", "dataset", "own", "-r", "data_dir", data, "-r", "runs_dir", tmp_path / "runs", cwd=tmp_path)
     assert done.returncode != 0 and "there is no network 'papercnn'; choose one of paper_cnn" in done.stderr
     assert not (tmp_path / "runs").exists()

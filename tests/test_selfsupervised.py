@@ -5,9 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import textwrap
 import threading
 import time
 
@@ -15,12 +12,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import REAL_MINI, REFERENCE, ROOT, SHARED, command, environment, run
+from helpers import FORKS, REAL_MINI, REFERENCE, SHARED, run_papermill
 from nbformat import read
 
 from acl_paper.download import download_files, published_sums
 from acl_paper.networks import PUBLISHED_WEIGHTS, load_published_encoder, untrained_head
+from acl_paper.log_mel import FeatureConfig
 from acl_paper.mini import make_mini
+from acl_paper.patches import ClipFrames, ClipSplit
+from acl_paper.pretraining import PretrainConfig, fit
+from acl_paper.runs import save_run
 
 TINY = ["-p", "epochs", 2, "-p", "width", 8, "-p", "batch_size", 16, "-p", "checkpoint_every_s", 0]
 
@@ -37,10 +38,6 @@ def places(folder, data_dir):
     return ["-r", "data_dir", data_dir, "-r", "features_dir", folder / "features", "-r", "runs_dir", folder / "runs"]
 
 
-def papermill(name, out, *arguments):
-    return run([*command("papermill", f"nbs/{name}.ipynb", out, "-k", "python3", *arguments), "--no-progress-bar", "--log-output"])
-
-
 def outputs(path):
     """Everything the cells of an executed notebook printed or showed as text."""
     cells = [cell for cell in read(path, 4).cells if cell.cell_type == "code"]
@@ -51,7 +48,7 @@ def outputs(path):
 def pretrained(tmp_path_factory, mini):
     """pretrain.ipynb on the tiny mini data set: its base folder and run folder."""
     base = tmp_path_factory.mktemp("selfsupervised")
-    done = papermill("pretrain", base / "pretrain.ipynb", "-p", "alpha", 0.4, "-p", "temperature", 0.1, "-p", "seed", 5, "-r", "dataset", "mini", *TINY, *places(base, mini))
+    done = run_papermill("pretrain", base / "pretrain.ipynb", "-p", "alpha", 0.4, "-p", "temperature", 0.1, "-p", "seed", 5, "-r", "dataset", "mini", *TINY, *places(base, mini))
     assert done.returncode == 0, done.stderr[-3000:]
     return base, base / "runs" / "mini" / "pretrain" / "resnet18" / "alpha=0.4" / "temperature=0.1" / "seed=5"
 
@@ -75,7 +72,7 @@ def test_pretraining_leaves_a_run_folder(pretrained):
 @pytest.mark.parametrize("task, subset", [("linear", "noisy"), ("linear", "clean"), ("finetune", "noisy")])
 def test_probe(pretrained, mini, tmp_path, task, subset):
     base, folder = pretrained
-    done = papermill("probe", tmp_path / "probe.ipynb", "-p", "task", task, "-p", "subset", subset, "-p", "alpha", 0.4, "-p", "temperature", 0.1, "-p", "seed", 5,
+    done = run_papermill("probe", tmp_path / "probe.ipynb", "-p", "task", task, "-p", "subset", subset, "-p", "alpha", 0.4, "-p", "temperature", 0.1, "-p", "seed", 5,
                      "-p", "epochs", 2, "-r", "dataset", "mini", *places(base, mini))
     assert done.returncode == 0, done.stderr[-3000:]
     left = folder / f"{task}-{subset}" / "seed=271828"
@@ -97,14 +94,14 @@ def test_probe(pretrained, mini, tmp_path, task, subset):
 ])
 def test_refused(pretrained, mini, tmp_path, name, arguments, says):
     base, _ = pretrained
-    done = papermill(name, tmp_path / "out.ipynb", *arguments, "-r", "dataset", "mini", *places(base, mini))
+    done = run_papermill(name, tmp_path / "out.ipynb", *arguments, "-r", "dataset", "mini", *places(base, mini))
     assert done.returncode != 0 and says in done.stderr
 
 
 def test_the_same_command_again_makes_the_same_run(pretrained, mini, tmp_path):
     base, folder = pretrained
     again = shutil.copytree(base / "runs", tmp_path / "runs") / folder.relative_to(base / "runs")
-    done = papermill("pretrain", tmp_path / "out.ipynb", "-p", "alpha", 0.4, "-p", "temperature", 0.1, "-p", "seed", 5, "-r", "dataset", "mini", *TINY,
+    done = run_papermill("pretrain", tmp_path / "out.ipynb", "-p", "alpha", 0.4, "-p", "temperature", 0.1, "-p", "seed", 5, "-r", "dataset", "mini", *TINY,
                      "-r", "data_dir", mini, "-r", "features_dir", base / "features", "-r", "runs_dir", tmp_path / "runs")
     assert done.returncode == 0, done.stderr[-3000:]
     assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
@@ -112,39 +109,42 @@ def test_the_same_command_again_makes_the_same_run(pretrained, mini, tmp_path):
     pd.testing.assert_frame_equal(*histories, check_exact=True)
 
 
-PROGRAM = textwrap.dedent("""
-    import sys
-    import torch
-    from acl_paper.patches import ClipFrames, ClipSplit
-    from acl_paper.pretraining import PretrainConfig, fit
-    from acl_paper.runs import save_run
-    from acl_paper.features import FeatureConfig
+def pretrain(folder, log, settings):
+    """Twelve epochs on thirty clips of noise, with a checkpoint after each, in a process of its own."""
+    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
     generator = torch.Generator().manual_seed(0)
-    n_frames = torch.randint(40, 90, (60,), generator=generator)
+    n_frames = torch.randint(40, 90, (30,), generator=generator)
     frames = torch.randn(int(n_frames.sum()), 32, generator=generator)
-    labels = torch.arange(60) % 3
-    data = ClipFrames(frames, n_frames.cumsum(0) - n_frames, n_frames, labels, torch.arange(60))
-    config = PretrainConfig(width=4, epochs=12, batch_size=8, patch_frames=33, patch_hop=16, n_neighbours=5, evaluate_every=3, **eval(sys.argv[2]))
+    data = ClipFrames(frames, n_frames.cumsum(0) - n_frames, n_frames, torch.arange(30) % 3, torch.arange(30))
+    config = PretrainConfig(width=4, epochs=12, batch_size=8, patch_frames=33, patch_hop=16, n_neighbours=5, evaluate_every=3, **settings)
     split = ClipSplit(data, data, data, list("abc"), FeatureConfig(n_mels=32))
-    done = fit(split, config, checkpoint=sys.argv[1] + "/checkpoint.pt", checkpoint_every_s=0, device="cpu", report_every_s=0)
-    save_run(sys.argv[1], done)
-""")
+    save_run(folder, fit(split, config, checkpoint=folder / "checkpoint.pt", checkpoint_every_s=0, device="cpu", report_every_s=0))
 
 
-@pytest.mark.parametrize("settings", ["{}", "dict(network='vgg', keep='last', precision='bfloat16')"])
+@pytest.mark.parametrize("settings", [{}, {"network": "vgg", "keep": "last", "precision": "bfloat16"}])
 def test_killed_and_resumed_is_as_not_killed(tmp_path, settings):
     """SIGKILL after a few epochs, twice; the weights, the head and the history are those of a run that was left alone."""
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert run([sys.executable, "-c", PROGRAM, whole, settings]).returncode == 0
+    whole, killed, log = tmp_path / "whole", tmp_path / "killed", tmp_path / "log"
+
+    def start(folder):
+        process = FORKS.Process(target=pretrain, args=(folder, log, settings))
+        process.start()
+        return process
+
+    def end(process):
+        process.join(300)
+        return process.exitcode
+
+    assert end(start(whole)) == 0
     for line_seen in ("4/12", "9/12"):
-        process = subprocess.Popen([sys.executable, "-c", PROGRAM, killed, settings], env=environment(), cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        seen = next((line for line in process.stdout if line_seen in line), None)
-        time.sleep(0.05)  # into the next epoch
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait(), process.stdout.close()
-        assert seen and not (killed / "metrics.json").exists()
-    resumed = run([sys.executable, "-c", PROGRAM, killed, settings])
-    assert resumed.returncode == 0 and "1/12" not in resumed.stdout.split()
+        log.write_text("")
+        process = start(killed)
+        while line_seen not in log.read_text():
+            assert process.is_alive()
+            time.sleep(0.01)
+        process.kill()
+        assert end(process) == -signal.SIGKILL and not (killed / "metrics.json").exists()
+    assert end(start(killed)) == 0 and "1/12" not in log.read_text().split()
     assert (killed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     columns = ["epoch", "learning_rate", "train_loss", "train_first", "train_angular", "validation_accuracy"]
     pd.testing.assert_frame_equal(pd.read_csv(killed / "history.csv")[columns], pd.read_csv(whole / "history.csv")[columns], check_exact=True)
@@ -204,7 +204,7 @@ def test_download_of_the_published_weights(server, tmp_path):
 @pytest.mark.skipif(not REAL_MINI.is_dir(), reason="the real sounds are not beside the repository")
 def test_on_real_sounds(tmp_path):
     """It runs on real sounds; 40 test clips say nothing of accuracy."""
-    done = papermill("pretrain", tmp_path / "out.ipynb", "-p", "dataset", "real-mini", "-p", "seed", 1, *TINY, *places(tmp_path, REAL_MINI))
+    done = run_papermill("pretrain", tmp_path / "out.ipynb", "-p", "dataset", "real-mini", "-p", "seed", 1, *TINY, *places(tmp_path, REAL_MINI))
     assert done.returncode == 0, done.stderr[-3000:]
     folder = tmp_path / "runs" / "real-mini" / "pretrain" / "resnet18" / "alpha=0.3" / "temperature=0.2" / "seed=1"
     assert (folder / "metrics.json").is_file() and not json.loads((folder / "config.json").read_text())["data"]["synthetic"]

@@ -12,7 +12,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import REAL_MINI, ROOT, command, contents, copy_of_repository, run, run_acl
+from helpers import REAL_MINI, ROOT, command, contents, copy_of_repository, run, run_acl, run_papermill
 
 from acl_paper.data import load_clips
 from acl_paper.evaluation import evaluate
@@ -27,11 +27,6 @@ import build, keep_executed  # noqa: E402
 
 FILES = {"README.md", "config.json", "history.csv", "model.safetensors", "predictions.csv", "embeddings.npy", "metrics.json",
          "learning_curves.png", "learning_curves.svg", "confusion.png", "confusion.svg"}
-
-
-def papermill(out, *arguments, cwd=ROOT, notebook="train"):
-    """The command as it is typed in the repository's root."""
-    return run([*command("papermill", f"nbs/{notebook}.ipynb", out, *arguments), "--no-progress-bar", "--log-output"], cwd=cwd)
 
 
 def places(folder):
@@ -64,9 +59,9 @@ CELL = ["-p", "alpha", 0.3, "-p", "subset", "noisy_small", "-p", "seed", 3, "-p"
 
 @pytest.fixture(scope="module")
 def finished(repository):
-    """A run with nothing said of data and folders, as on the first day: on the mini data set, into runs."""
+    """A run with nothing said of data and folders, as on the first day: the command as it is typed, on the mini data set, into runs."""
     before = set(contents(repository))
-    done = papermill("out.ipynb", *CELL, cwd=repository)
+    done = run(command("papermill", "nbs/train.ipynb", "out.ipynb", *CELL, "--no-progress-bar", "--log-output"), cwd=repository)
     assert done.returncode == 0, done.stderr
     folder = repository / "runs" / "mini" / "noisy_small" / "alpha=0.3" / "seed=3"
     return SimpleNamespace(folder=folder, log=done.stdout + done.stderr, notebook=repository / "out.ipynb", first=contents(folder), new=set(contents(repository)) - before)
@@ -149,7 +144,7 @@ def test_what_the_notebook_shows(finished):
 
 def test_a_run_is_tested_again(finished, repository, mini, tmp_path):
     """By its notebook and by the command: the predictions are those after training, on the same clips."""
-    done = papermill(tmp_path / "out.ipynb", "-p", "run", finished.folder, "-r", "data_dir", mini, "-r", "out_dir", tmp_path / "notebook", cwd=repository, notebook="test")
+    done = run_papermill("test", tmp_path / "out.ipynb", "-p", "run", finished.folder, "-r", "data_dir", mini, "-r", "out_dir", tmp_path / "notebook", cwd=repository)
     assert done.returncode == 0, done.stderr
     asked = run_acl("acl_test", finished.folder, "--data", mini, "--out", tmp_path / "command")
     assert asked.returncode == 0, asked.stderr
@@ -192,7 +187,7 @@ def test_progress_in_the_log(finished):
 def repeated(finished, repository, tmp_path_factory):
     """The same cell once more, into the same folder, with everything named, and from elsewhere."""
     out = tmp_path_factory.mktemp("repeated") / "again.ipynb"
-    done = papermill(out, *CELL, "-r", "dataset", "mini", "-r", "data_dir", repository / "data" / "mini", *places(repository))
+    done = run_papermill("train", out, *CELL, "-r", "dataset", "mini", "-r", "data_dir", repository / "data" / "mini", *places(repository))
     assert done.returncode == 0, done.stderr
     return SimpleNamespace(contents=contents(finished.folder), log=done.stdout + done.stderr)
 
@@ -232,9 +227,9 @@ def refused(repository, repeated, tmp_path_factory):
 
     def attempt(name):
         if name == "changed audio":
-            return papermill(changed.parent / "out.ipynb", *CELL, "-r", "dataset", "mini", "-r", "data_dir", changed, *places(repository))
+            return run_papermill("train", changed.parent / "out.ipynb", *CELL, "-r", "dataset", "mini", "-r", "data_dir", changed, *places(repository))
         arguments = [str(argument).format(empty=empty, mini=repository / "data" / "mini") for argument in WRONG[name][0]]
-        return papermill(folders[name] / "out.ipynb", *arguments, *([] if "data_dir" in arguments else ["-r", "data_dir", empty]), *places(folders[name]))
+        return run_papermill("train", folders[name] / "out.ipynb", *arguments, *([] if "data_dir" in arguments else ["-r", "data_dir", empty]), *places(folders[name]))
 
     with ThreadPoolExecutor(2) as pool:
         attempts = pool.map(attempt, ["changed audio", *WRONG])
@@ -267,7 +262,7 @@ def real(tmp_path_factory):
     if not REAL_MINI.is_dir():
         pytest.skip("../shared/data/real-mini, 140 real clips, is not here")
     base = tmp_path_factory.mktemp("real")
-    done = papermill(base / "out.ipynb", "-p", "epochs", 2, "-p", "data_dir", os.path.relpath(REAL_MINI, ROOT), "-p", "dataset", "real-mini", *places(base))
+    done = run_papermill("train", base / "out.ipynb", "-p", "epochs", 2, "-p", "data_dir", os.path.relpath(REAL_MINI, ROOT), "-p", "dataset", "real-mini", *places(base))
     assert done.returncode == 0, done.stderr
     return SimpleNamespace(base=base, folder=base / "runs" / "real-mini" / "clean" / "alpha=0.5" / "seed=0")
 
