@@ -126,7 +126,7 @@ def write_or_keep(folder: str | Path, files: dict[str, str | bytes], what: str) 
         return write_together(folder, files, what)
     except (DatasetError, OSError) as error:
         refused = error
-    spare = tempfile.mkdtemp(prefix="acl-")
+    spare = tempfile.mkdtemp(prefix="acl-kept-")
     failed = f"{what} could not be written to {folder} ({refused})"
     try:
         _write_all(Path(spare), files)
