@@ -361,7 +361,7 @@ def _mono_blocks(path: Path, file, n_frames: int) -> Iterator[np.ndarray]:
     if total and _stated_md5(path) not in (b"", total.digest()):
         raise AudioError(path, "damaged: its samples do not have their checksum")
 
-
+# %% ../nbs/08a_audio.ipynb #1354b672
 def _resampled(blocks: Iterator[np.ndarray], rate: int, sample_rate: int) -> Iterator[np.ndarray]:
     "Blocks of samples at another rate: the same values as if they were one."
     import soxr

@@ -31,7 +31,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from numbers import Real
 from pathlib import Path
 
 # %% ../nbs/04_console.ipynb #a18457ed
@@ -633,7 +632,7 @@ def is_whole(value: object) -> bool:
 
 
 def _is_number(value):
-    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) < 1e300
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def _are_numbers(values):
