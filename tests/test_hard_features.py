@@ -29,6 +29,7 @@ from acl_paper.console import DatasetError, read_rows
 from acl_paper.data import class_names, load_clips, table_fingerprint
 from acl_paper.features import BadClipsError, FeatureConfig, FeatureStoreError, extract_features, open_feature_store
 from acl_paper.fingerprints import first_edition_fingerprint, source_fingerprint
+from acl_paper.log_mel import mel_filters
 from acl_paper.own_data import clips_csv
 from acl_paper.patches import ClipFrames, SplitConfig, fit_input_scale, make_split
 
@@ -444,10 +445,29 @@ def test_nothing_but_silence_has_a_scale(small):
 
 
 @pytest.mark.parametrize(("name", "value"), [("n_fft", 10**9), ("n_mels", 10**6), ("sample_rate", 10**9), ("min_duration_s", 1e9), ("min_duration_s", -1.0),
-                                             ("log_offset", 0.0), ("peak_offset", 0.0), ("log_offset", -1.0), ("hop_length", 0)])
+                                             ("log_offset", 0.0), ("peak_offset", 0.0), ("log_offset", -1.0), ("hop_length", 0),
+                                             ("log_offset", 1e290), ("peak_offset", 1e299), ("hop_length", 3000), ("hop_length", 2**70), ("sample_rate", 1), ("min_duration_s", 600.5),
+                                             ("window", "nosuch"), ("window", "kaiser"), ("window", "")])
 def test_settings_of_features_that_would_take_all_memory_or_give_no_numbers(name, value):
-    with pytest.raises(ValueError, match=name):
+    with pytest.raises(ValueError, match=f"^{name} must be"):
         FeatureConfig(**{name: value})
+
+
+@pytest.mark.parametrize("settings", [dict(n_mels=1024), dict(fmin_hz=1000.0, fmax_hz=1000.001), dict(n_fft=3, win_length=3, hop_length=1)])
+def test_a_band_without_a_frequency_is_refused(tmp_path, settings):
+    """It would be constant, of which only a warning of librosa's speaks."""
+    for call in (mel_filters, lambda config: extract(make_set(tmp_path / "set"), tmp_path / "x.h5", config=config)):
+        with pytest.raises(ValueError, match=r"n_mels is \d+, but \d+ of these mel filters hold no frequency"):
+            call(FeatureConfig(**settings))
+
+
+def test_a_recording_of_too_many_frames_is_that_clips_problem(tmp_path, monkeypatch):
+    monkeypatch.setattr("acl_paper.log_mel.MOST_VALUES", 20_000)
+    root = make_set(tmp_path / "set")
+    soundfile.write(root / "3.wav", noise(5), 44_100)
+    with pytest.raises(BadClipsError, match="3.wav: its 251 frames of 96 bands are too much for the memory: a larger hop_length than 882 is needed") as caught:
+        extract(root, tmp_path / "x.h5")
+    assert list(caught.value.problems) == ["3.wav"]
 
 
 # A store is whole or it is refused
