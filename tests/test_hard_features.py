@@ -387,17 +387,46 @@ def test_labels_come_back_as_they_went(tmp_path):
     assert clips.label[:3 * len(labels)].tolist() == [label for label in labels for _ in range(3)]
 
 
-@pytest.mark.parametrize("ends", ["\u200b", "\ufeff", "\u00ad", "\u2060", "\u3000", "\t", " \u200f \n"])
+@pytest.mark.parametrize("ends", ["\u200b", "\ufeff", "\u00ad", "\u2060", "\u3000", "\t", " \u200f \n", "\u202e", "\u2066"])
 def test_what_cannot_be_seen_at_the_ends_of_a_label_makes_no_class(tmp_path, ends):
     (tmp_path / "clips.csv").write_text(f'path,label,split\n1.wav,Bark,train\n2.wav,"Bark{ends}",train\n3.wav,"{ends}Bark",test\n', encoding="utf-8")
     with pytest.warns(UserWarning, match="blanks around labels are left out"):
         assert class_names(load_clips(tmp_path)) == ["Bark"]
 
 
-@pytest.mark.parametrize("label", ["Bark\0", "\0", "\u200b\u200b"])
+@pytest.mark.parametrize("other", ["D\u200bog bark", "Dog\u00a0bark", "Dog  bark", "Dog bar\u00adk", "\u202bDog \u202cbark", "Dog bark\ufe0f", "Mo\u200b\u0308we"])
+def test_labels_that_look_alike_are_refused_by_name(tmp_path, other):
+    """Two classes that nobody can tell apart would be learnt."""
+    label = "Möwe" if "we" in other else "Dog bark"
+    (tmp_path / "clips.csv").write_text(f"path,label,split\n1.wav,{label},train\n2.wav,x{other},train\n3.wav,x{label},test\n", encoding="utf-8")
+    with pytest.raises(DatasetError, match="write labels that look alike in one way: ") as caught:
+        load_clips(tmp_path)
+    assert ascii("x" + label) in str(caught.value) and str(caught.value).isprintable()
+
+
+def test_composed_and_decomposed_labels_are_one_class_and_groups_one_group(tmp_path):
+    rows = ["1.wav,Möwe,train,Jörg", "2.wav,Mo\u0308we,test,Jo\u0308rg\u200b"]
+    (tmp_path / "clips.csv").write_text("\n".join(["\ufeffpath,label\u200b,split,group", *rows, ""]), encoding="utf-8")
+    clips = load_clips(tmp_path)
+    assert class_names(clips) == ["Möwe"] and set(clips.group) == {"Jörg"}
+
+
+def test_a_file_is_found_by_what_is_seen_of_its_name(tmp_path):
+    """And is listed once: two names that look alike are one clip on two sides."""
+    for name in ("1.wav", "Mo\u0308\u200bwe.wav"):
+        (tmp_path / name).touch()
+    table = "path,label,split\n\ufeff1.wav\u200b,Rain,train\nMö\u00adwe.wav,Rain,test\n"
+    (tmp_path / "clips.csv").write_text(table, encoding="utf-8")
+    assert load_clips(tmp_path).path.tolist() == ["1.wav", "Mo\u0308\u200bwe.wav"]
+    (tmp_path / "clips.csv").write_text(table + "Möwe.wav,Rain,train\n", encoding="utf-8")
+    with pytest.raises(DatasetError, match="lists 1 clips more than once: Möwe.wav"):
+        load_clips(tmp_path)
+
+
+@pytest.mark.parametrize("label", ["Bark\0", "\0", "\u200b\u200b", "\u034f"])
 def test_labels_that_cannot_be_shown_are_refused(tmp_path, label):
     (tmp_path / "clips.csv").write_text(f"path,label,split\n1.wav,Bark,train\n2.wav,{label},train\n3.wav,Bark,test\n", encoding="utf-8")
-    with pytest.raises(DatasetError, match="rename labels that are empty or not text in UTF-8"):
+    with pytest.raises(DatasetError, match="rename labels that are empty or not text in UTF-8|line 3 has no label"):
         load_clips(tmp_path)
 
 
