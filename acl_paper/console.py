@@ -6,9 +6,9 @@
 __all__ = ['LONGEST_PAUSE_S', 'BLANKS', 'NO_LOCKS', 'KINDS', 'DatasetError', 'error_message', 'printable', 'some_names',
            'warn_once', 'project_root', 'project_folder', 'user_path', 'can_name_folder', 'Progress', 'track',
            'progress_in_megabytes', 'check_space', 'make_folder', 'full_disk_reported', 'read_rows', 'trimmed',
-           'read_columns', 'csv_of', 'put_in_place', 'replacing', 'write_atomically', 'hold_lock', 'file_state',
-           'is_settled', 'cache_file', 'read_cache', 'write_cache', 'check_once', 'is_whole', 'check_types',
-           'load_object', 'command', 'check_extra']
+           'read_columns', 'csv_of', 'read_json', 'put_in_place', 'replacing', 'write_atomically', 'hold_lock',
+           'file_state', 'is_settled', 'cache_file', 'read_cache', 'write_cache', 'check_once', 'is_whole',
+           'check_types', 'load_object', 'command', 'check_extra']
 
 # %% ../nbs/04_console.ipynb #5e3679f4
 import contextlib
@@ -30,6 +30,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -134,8 +135,8 @@ def user_path(text: str | Path) -> Path:
 
 # %% ../nbs/04_console.ipynb #57d74878
 def can_name_folder(name: object) -> bool:
-    "Whether a text is made of letters, digits, dot, dash and underscore, the first a letter or a digit."
-    return isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is not None
+    "Whether a text is up to 100 letters, digits, dots, dashes, underscores, the first a letter or a digit."
+    return isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) is not None
 
 # %% ../nbs/04_console.ipynb #bab4e38e
 def _time_text(seconds: float) -> str:
@@ -377,7 +378,9 @@ def read_rows(path: str | Path) -> tuple[list[str], dict[int, list[str]]]:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, strict=True)
             rows = {reader.line_num: fields for fields in reader if any(map(str.strip, fields))}
-    except (UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path} cannot be read as a table: {error}. Save it as UTF-8.") from None
+    except csv.Error as error:
         raise DatasetError(f"{path} cannot be read as a table: {error}.") from None
     if not rows:
         raise DatasetError(f"{path} is empty.")
@@ -385,7 +388,7 @@ def read_rows(path: str | Path) -> tuple[list[str], dict[int, list[str]]]:
     for number, fields in rows.items():
         if len(fields) != len(header):
             raise DatasetError(f"{path}: line {number} has {len(fields)} fields, "
-                               f"the first line has {len(header)}: {','.join(fields)}\n"
+                               f"the first line has {len(header)}: {printable(','.join(fields)[:200])}\n"
                                "Text that holds a comma must stand in quotes.")
     return header, rows
 
@@ -428,7 +431,8 @@ def read_columns(path: str | Path, columns: Sequence[str], n_required: int, *, f
     header = list(trimmed(pd.Series(header, dtype=object)))
     missing = [name for name in columns[:n_required] if name not in header]
     if missing:
-        raise DatasetError(f"{path} has no column {', '.join(missing)}; its columns are {', '.join(header)}. "
+        there = some_names(header, 20)
+        raise DatasetError(f"{path} has no column {', '.join(missing)}; its columns are {there}. "
                            f"Needed are {','.join(columns[:n_required])}, separated by commas.")
     twice = sorted({name for name in columns if header.count(name) > 1})
     if twice:
@@ -457,6 +461,18 @@ def csv_of(table, **settings) -> str:
     if "\r" not in text:
         return text
     return table.to_csv(quoting=csv.QUOTE_NONNUMERIC, **settings)  # else \r ends a line
+
+# %% ../nbs/04_console.ipynb #d673b020
+def read_json(content: str | bytes) -> object:
+    "What a JSON text holds; a ValueError also where a name stands twice, of which Python keeps the last."
+    return json.loads(content, object_pairs_hook=_without_twins)
+
+
+def _without_twins(pairs):
+    twice = [name for name, n in Counter(name for name, _ in pairs).items() if n > 1]
+    if twice:
+        raise ValueError(f"it says more than once what {some_names(twice)} is")
+    return dict(pairs)
 
 # %% ../nbs/04_console.ipynb #ed290666
 def put_in_place(beside: Path, path: Path) -> None:

@@ -33,6 +33,7 @@ from acl_paper.console import (
     load_object,
     project_folder,
     read_columns,
+    read_json,
     some_names,
     trimmed,
     user_path,
@@ -59,10 +60,10 @@ WAYS_IN = """\
 
 def _layout_error(root: Path, problem: str) -> DatasetError:
     "The error for a folder in no known layout: what is wrong, what was expected, what is there."
-    found = sorted(p.name + "/" * p.is_dir() for p in root.iterdir()) if root.is_dir() else []
+    found = sorted(p.name + "/" * p.is_dir() for p in root.iterdir()) if os.path.isdir(root) else []
     shown = some_names(found, 8) or "nothing"
     lines = [f"{problem}.", f"Expected in {root} is one of:", WAYS_IN, f"Found there: {shown}."]
-    nested = [p.parent.parent for p in root.glob("*/FSDnoisy18k.meta/train.csv")]
+    nested = [p.parent.parent for p in root.glob("*/FSDnoisy18k.meta/train.csv")] if found else []
     if (root.parent / CLIP_TABLES["train"][0]).is_file():
         nested.append(root.parent)
     if nested:
@@ -285,7 +286,7 @@ def load_clips(root: str | Path, *, test_fold: str = "") -> pd.DataFrame:
         there is no such fold, or a test label never occurs in training.
     """
     root = Path(root)
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise _layout_error(root, f"There is no folder {root}")
     if (root / "clips.csv").is_file() and not (root / "FSDnoisy18k.meta").is_dir():
         clips = _read_own_table(root / "clips.csv")
@@ -623,11 +624,13 @@ def read_description(root: str | Path) -> dict | None:
     if not path.is_file():
         return None
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description = read_json(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{path} is not JSON: {error}") from None
     if not isinstance(description, dict) or not isinstance(description.get("name"), str):
         raise DatasetError(f'{path} must hold an object with a "name", such as {{"name": "my-data"}}.')
+    if not isinstance(description.get("synthetic", False), bool):
+        raise DatasetError(f'{path}: "synthetic" must be true or false, not {description["synthetic"]!r}.')
     return description
 
 # %% ../nbs/05_data.ipynb #827615f1

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ORDINARY', 'HEADROOM', 'COSINE_LIMIT', 'RELEASED_CONSTANT', 'RELEASED_CONSTANT_OF_VIEWS', 'IGNORED', 'DIVISORS',
-           'unit_vectors', 'without_autocast', 'pairwise_angles', 'angular_margin_loss', 'check_setting',
-           'checked_number', 'check_alpha', 'check_margin', 'check_tensor', 'LossTerms', 'CheckedSettings',
-           'gather_ranks', 'AngularContrastiveLoss', 'check_temperature', 'info_nce', 'InfoNCE']
+           'check_tensor', 'unit_vectors', 'without_autocast', 'pairwise_angles', 'angular_margin_loss',
+           'check_setting', 'checked_number', 'check_alpha', 'check_margin', 'check_device', 'LossTerms',
+           'CheckedSettings', 'gather_ranks', 'AngularContrastiveLoss', 'check_temperature', 'info_nce', 'InfoNCE']
 
 # %% ../nbs/02_losses.ipynb #63b23487
 import math
@@ -20,6 +20,19 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
+
+# %% ../nbs/02_losses.ipynb #7e6956d8
+def check_tensor(name, value):
+    "A TypeError for what is not a tensor, with the place where the indices of a miner belong."
+    if isinstance(value, Tensor):
+        dense = f"{name} must be a dense tensor, got one of the layout {value.layout}: {name}.to_dense()"
+        if value.layout != torch.strided:
+            raise TypeError(dense)
+        return
+    if isinstance(value, tuple):
+        raise TypeError(f"{name} must be a tensor, got a tuple of {len(value)}; the indices of a miner go to "
+                        "acl_paper.metric_learning.AngularMarginLoss, as loss(embedding, labels, indices)")
+    raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
 
 # %% ../nbs/02_losses.ipynb #1a21644c
 ORDINARY = (1e-15, 1e15)  # float32 can hold the squares of such numbers and add them up
@@ -57,8 +70,10 @@ def unit_vectors(embedding: Tensor) -> Tensor:
 # %% ../nbs/02_losses.ipynb #1b90e087
 def _check_rows(name, rows):
     "A ValueError unless `rows` is a floating point tensor (B, D)."
+    check_tensor(name, rows)
     shape = tuple(rows.shape)
-    if not torch.is_floating_point(rows) or len(shape) != 2 or shape[1] == 0:
+    is_float = torch.is_floating_point(rows) and torch.finfo(rows.dtype).bits >= 16
+    if not is_float or len(shape) != 2 or shape[1] == 0:
         raise ValueError(
             f"{name} must be a floating point tensor of shape (B, D), got {rows.dtype} of shape {shape}"
         )
@@ -100,6 +115,7 @@ def pairwise_angles(embedding: Tensor, other: Tensor | None = None) -> Tensor:
     Tensor, shape (B, B) or (B, R)
         Angles in radians, in [4.5e-4, pi - 4.5e-4]: float64 for float64 embedding, else float32.
     """
+    check_tensor("embedding", embedding)
     with without_autocast(embedding.device):
         unit = unit_vectors(embedding)
         unit_other = unit if other is None else unit_vectors(other)
@@ -194,6 +210,7 @@ def _checked_batch(name, embedding, labels):
     if labels.shape != shape[:1] or torch.is_floating_point(labels) or labels.is_complex():
         raise ValueError(f"labels must be {shape[0]} integers, one for each row of {name}, got "
                          f"{labels.dtype} of shape {tuple(labels.shape)}")
+    check_device("labels", labels, name, rows)
     return rows, labels.long()
 
 
@@ -277,15 +294,11 @@ def _checked_flag(name):
 
     return check
 
-# %% ../nbs/02_losses.ipynb #7e6956d8
-def check_tensor(name, value):
-    "A TypeError for what is not a tensor, with the place where the indices of a miner belong."
-    if isinstance(value, Tensor):
-        return
-    if isinstance(value, tuple):
-        raise TypeError(f"{name} must be a tensor, got a tuple of {len(value)}; the indices of a miner go to "
-                        "acl_paper.metric_learning.AngularMarginLoss, as loss(embedding, labels, indices)")
-    raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+# %% ../nbs/02_losses.ipynb #f4fb463c
+def check_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    "A ValueError unless two tensors are on one device."
+    expected = f"on the device of {other_name}, {other.device}, as by {name}.to({other_name}.device)"
+    check_setting(value.device == other.device, name, expected, value.device)
 
 # %% ../nbs/02_losses.ipynb #fbbe7219
 class LossTerms(NamedTuple):
@@ -544,9 +557,9 @@ class AngularContrastiveLoss(_WithFirstLoss):
         "Total, first and angular loss of a batch, which `forward` describes."
         embedding, labels, first_input = _rows_of_batch(embedding, labels, first_input, views=self.views,
                                                         gather=self.gather)
-        first = None if first_input is None else self.first_loss(first_input, labels, **of_first)
         angular = angular_margin_loss(embedding, labels, margin_rad=self.margin_rad, reduction=self.reduction,
                                       constant=self.constant, ignore_index=self.ignore_index)
+        first = None if first_input is None else self.first_loss(first_input, labels.long(), **of_first)
         return _weighted_terms(self.alpha, first, angular)
 
     def extra_repr(self) -> str:

@@ -243,7 +243,8 @@ def check_settings(config: object, *, choices: dict[str, tuple[str, ...]] = {},
     for name, least in at_least.items():
         value = getattr(config, name)
         check_setting(is_whole(value) and value >= least, name, f"a whole number from {least}", value)
-        check_setting(value < 2**32, name, "a whole number below 2**32", value)
+        most = 10_000 if name == "patch_frames" else 2**32 - 1  # weights grow with the patch
+        check_setting(value <= most, name, f"a whole number up to {most:,}", value)
     check_types(config)
 
 # %% ../nbs/09_patches.ipynb #380c783b

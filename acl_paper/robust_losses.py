@@ -16,14 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # %% ../nbs/03_robust_losses.ipynb #50e18f72
-from .losses import IGNORED, check_tensor, checked_number
+from .losses import IGNORED, check_device, check_tensor, checked_number
 
 # %% ../nbs/03_robust_losses.ipynb #b05389b4
-def _checked(logits: Tensor, labels: Tensor, noisy: Tensor | None) -> None:
+def _checked(logits: Tensor, labels: Tensor) -> None:
     "A readable error where shapes, types or labels do not fit; it never waits for a GPU to see values."
     check_tensor("logits", logits)
     check_tensor("labels", labels)
-    if not torch.is_floating_point(logits) or logits.dim() != 2 or logits.shape[1] == 0:
+    if not torch.is_floating_point(logits) or logits.dim() != 2 or 0 in logits.shape:
         raise ValueError(
             f"logits must be a floating point tensor of shape (B, C), got {logits.dtype} of shape "
             f"{tuple(logits.shape)}"
@@ -34,13 +34,22 @@ def _checked(logits: Tensor, labels: Tensor, noisy: Tensor | None) -> None:
             f"labels must be {len(logits)} integers, one for each row of logits, got {labels.dtype} of shape "
             f"{tuple(labels.shape)}"
         )
+    check_device("labels", labels, "logits", logits)
     if labels.device.type == "cpu":
         _check_classes(labels.long(), logits.shape[1])
-    if noisy is not None and (noisy.dtype != torch.bool or noisy.shape != labels.shape):
+
+# %% ../nbs/03_robust_losses.ipynb #f48f653a
+def _check_noisy(logits: Tensor, noisy: Tensor | None) -> None:
+    "A readable error where it does not fit."
+    if noisy is None:
+        return
+    check_tensor("noisy", noisy)
+    if noisy.dtype != torch.bool or noisy.shape != logits.shape[:1]:
         raise ValueError(
             f"noisy must be {len(logits)} booleans, one for each row of logits, got {noisy.dtype} of shape "
             f"{tuple(noisy.shape)}"
         )
+    check_device("noisy", noisy, "logits", logits)
 
 
 def _check_classes(labels: Tensor, n_classes: int) -> None:
@@ -99,7 +108,8 @@ def lq_loss(logits: Tensor, labels: Tensor, *, q: float = 0.7, noisy: Tensor | N
     ----------
     Zhang and Sabuncu (2018), arXiv:1805.07836; Fonseca et al. (2019), arXiv:1901.01189.
     """
-    _checked(logits, labels, noisy)
+    _checked(logits, labels)
+    _check_noisy(logits, noisy)
     q = checked_number("q", q, 1e-12, 1, "in (0, 1], from 1e-12")
     log_p = _of_label(_log_probabilities(logits), labels)
     return _batch_mean(-torch.expm1(q * log_p) / q, -log_p, labels, noisy)
@@ -134,7 +144,8 @@ def soft_bootstrapping_loss(logits: Tensor, labels: Tensor, *, beta: float = 0.3
     ----------
     Reed et al. (2014), arXiv:1412.6596; Fonseca et al. (2019), arXiv:1901.01189.
     """
-    _checked(logits, labels, noisy)
+    _checked(logits, labels)
+    _check_noisy(logits, noisy)
     beta = checked_number("beta", beta, 0, 1, "in [0, 1]")
     log_p = _log_probabilities(logits)
     cross_entropy = -_of_label(log_p, labels)
@@ -177,7 +188,8 @@ def discard_maximum_loss(logits: Tensor, labels: Tensor, *, fraction: float = 0.
     ----------
     Fonseca et al. (2019), arXiv:1901.01189, after Jeong and Lim (2018), DCASE challenge, task 2.
     """
-    _checked(logits, labels, noisy)
+    _checked(logits, labels)
+    _check_noisy(logits, noisy)
     fraction = checked_number("fraction", fraction, 1e-12, 1, "in (0, 1], from 1e-12")
     losses = -_of_label(_log_probabilities(logits), labels)
     largest = losses.detach().masked_fill(labels == IGNORED, 0).max()
@@ -213,7 +225,8 @@ def discard_outlier_loss(logits: Tensor, labels: Tensor, *, spread: float = 1.9,
     ----------
     Fonseca et al. (2019), arXiv:1901.01189.
     """
-    _checked(logits, labels, noisy)
+    _checked(logits, labels)
+    _check_noisy(logits, noisy)
     spread = checked_number("spread", spread, 0, 1e12, "at least 0 and at most 1e12")
     losses = -_of_label(_log_probabilities(logits), labels)
     median, deviation = _centre_and_spread(losses.detach(), labels != IGNORED)

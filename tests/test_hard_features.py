@@ -110,6 +110,55 @@ def as_first_edition(path, root):
     os.replace(f"{path}.then", path)
 
 
+def with_column(name, values):
+    def change(file):
+        del file["clips"][name]
+        file["clips"][name] = values
+    return change
+
+
+def linked_elsewhere(name):
+    def change(file):
+        file.copy(name, "elsewhere")
+        del file[name]
+        file[name] = h5py.ExternalLink(file.filename + ".other", name)
+    return change
+
+
+def with_bomb(file):
+    """A column of 8 GB in some kilobytes."""
+    del file["clips/offset"]
+    file["clips"].create_dataset("offset", (10**9,), "i8", chunks=(10**6,), compression="gzip")
+
+
+CHANGES = {
+    "a bomb": with_bomb, "frames elsewhere": linked_elsewhere("frames"), "clips elsewhere": linked_elsewhere("clips"),
+    "a split that is none": with_column("split", ["x"] * 5), "names that are numbers": with_column("fname", np.arange(5.0)), "one name five times": with_column("fname", ["1.wav"] * 5),
+    "negative durations": with_column("duration_s", np.full(5, -1.0)), "durations of text": with_column("duration_s", ["1"] * 5), "no column": with_column("offset", 3),
+    "no source": lambda file: file.attrs.update(source=5), "a setting twice": lambda file: file.attrs.update(config=file.attrs["config"].replace("{", '{"n_mels": 3, ', 1)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_store_of_the_first_edition_that_holds_what_none_did_is_refused(tmp_path, change, small_first_edition):
+    """It has no seal by which that would be seen."""
+    for suffix in ("", ".other"):
+        shutil.copy(small_first_edition, tmp_path / f"x.h5{suffix}")
+    with h5py.File(tmp_path / "x.h5", "r+") as file:
+        change(file)
+    with pytest.raises(FeatureStoreError, match="x.h5 is damaged"):
+        open_feature_store(tmp_path / "x.h5", SMALL)
+
+
+@pytest.fixture(scope="module")
+def small_first_edition(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("first")
+    root = make_set(folder / "set")
+    extract(root, folder / "x.h5", config=SMALL)
+    as_first_edition(folder / "x.h5", root)
+    return folder / "x.h5"
+
+
 def test_a_store_of_the_first_edition_opens_and_goes_out_of_date(tmp_path):
     root = make_set(tmp_path / "set")
     new = extract(root, tmp_path / "x.h5")

@@ -366,6 +366,32 @@ def test_a_setting_is_a_number_that_float32_bears_or_is_refused_by_name(name):
         assert value.isfinite() and gradient.isfinite().all()
 
 
+@pytest.mark.parametrize("loss", [angular_margin_loss, info_nce, AngularContrastiveLoss(0.5), *(FIRST_LOSSES[name] for name in FIRST_LOSSES if name != "cross_entropy")])
+def test_what_is_no_batch_is_refused_by_name(loss):
+    """Another layout, another device, labels that are none: an error of ours, not one of a kernel."""
+    rows, labels = batch(d=5)
+    rows = rows.float()
+    call = (lambda x, y: loss(x, y, x)) if isinstance(loss, AngularContrastiveLoss) else loss
+    for wrong in (rows.to_sparse(), rows.to_sparse_csr(), rows.to_mkldnn(), rows.tolist(), rows.numpy(), None):
+        with pytest.raises(TypeError, match="^(embedding|z|logits) must be a (dense )?tensor, got"):
+            call(wrong, labels)
+    for wrong in (labels.to("meta"), labels.float(), labels[:5], labels[:, None], labels[0], labels.to(torch.complex64)):
+        with pytest.raises(ValueError, match="^labels must be"):
+            call(rows, wrong)
+    for kind in (torch.int8, torch.int32, torch.uint8, torch.uint64):
+        assert torch.equal(call(rows, labels.to(kind)), call(rows, labels))
+
+
+def test_robust_losses_refuse_what_is_no_mark_of_noise_and_an_empty_batch():
+    rows, labels = batch(d=5)
+    for loss in (FIRST_LOSSES[name] for name in FIRST_LOSSES if name != "cross_entropy"):
+        for wrong in ([True] * 16, labels, labels[:3] > 2, (labels > 2).to("meta")):
+            with pytest.raises((TypeError, ValueError), match="^noisy must be"):
+                loss(rows, labels, noisy=wrong)
+        with pytest.raises(ValueError, match=r"^logits must be .* got torch.float64 of shape \(0, 5\)"):
+            loss(rows[:0], labels[:0])
+
+
 @pytest.mark.parametrize("name", ["views", "gather"])
 def test_a_switch_is_true_or_false(name):
     with pytest.raises(ValueError, match=f"{name} must be True or False, got 'no'"):

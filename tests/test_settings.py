@@ -70,7 +70,8 @@ def test_a_setting_is_of_its_type_or_refused_by_name(kind, data):
     (ViewLossConfig, {"temperature": "0.2"}, "temperature must be a finite number, got '0.2'"),
     (ViewLossConfig, {"temperature": np.float32(0.2)}, "temperature must be a finite number, got np.float32(0.2)"),  # JSON does not take it
     (PretrainConfig, {"temperature": 1e-39}, "temperature must be a number above 0, between 1e-12 and 1e12, got 1e-39"),
-    (TrainConfig, {"seed": 2**70}, "seed must be a whole number below 2**32, got 1180591620717411303424"),
+    (TrainConfig, {"seed": 2**70}, "seed must be a whole number up to 4,294,967,295, got 1180591620717411303424"),
+    (TrainConfig, {"patch_frames": 10**9}, "patch_frames must be a whole number up to 10,000, got 1000000000"),
     (TrainConfig, {"split_seed": -1}, "split_seed must be a whole number from 0, got -1"),
     (PretrainConfig, {"augment": "none"}, "augment must be of the type AugmentConfig, got 'none'"),
     (ProbeConfig, {"seed": None}, "seed must be a whole number, got None"),
