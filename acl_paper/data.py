@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SUBSETS', 'AUDIO_FOLDERS', 'CLIP_TABLES', 'WAYS_IN', 'OWN_COLUMNS', 'AUDIO_SUFFIXES', 'TEST_SHARE', 'TEST_SEED',
-           'COLUMNS', 'INVISIBLE_ENDS', 'DEFAULT_FOLDER', 'FSDNOISY18K_COUNTS', 'GENERATED', 'one_spelling',
-           'clip_paths', 'fold_names', 'load_clips', 'complete_table', 'class_names', 'audio_path', 'missing_audio',
-           'subset_names', 'select_subset', 'usual_subset', 'dataset_summary', 'table_fingerprint', 'split_clips',
-           'is_fsdnoisy18k', 'find_fsdnoisy18k', 'read_description', 'DatasetLocation', 'locate_dataset']
+           'COLUMNS', 'DEFAULT_FOLDER', 'FSDNOISY18K_COUNTS', 'GENERATED', 'one_spelling', 'without_invisible',
+           'as_seen', 'clip_paths', 'fold_names', 'load_clips', 'complete_table', 'class_names', 'audio_path',
+           'missing_audio', 'subset_names', 'select_subset', 'usual_subset', 'dataset_summary', 'table_fingerprint',
+           'split_clips', 'is_fsdnoisy18k', 'find_fsdnoisy18k', 'read_description', 'DatasetLocation', 'locate_dataset']
 
 # %% ../nbs/05_data.ipynb #cbf0003a
 import functools
@@ -18,6 +18,7 @@ import os
 import re
 import unicodedata
 import warnings
+from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -32,7 +33,9 @@ from acl_paper.console import (
     load_object,
     project_folder,
     read_columns,
+    read_json,
     some_names,
+    trimmed,
     user_path,
     warn_once,
 )
@@ -57,10 +60,10 @@ WAYS_IN = """\
 
 def _layout_error(root: Path, problem: str) -> DatasetError:
     "The error for a folder in no known layout: what is wrong, what was expected, what is there."
-    found = sorted(p.name + "/" * p.is_dir() for p in root.iterdir()) if root.is_dir() else []
+    found = sorted(p.name + "/" * p.is_dir() for p in root.iterdir()) if os.path.isdir(root) else []
     shown = some_names(found, 8) or "nothing"
     lines = [f"{problem}.", f"Expected in {root} is one of:", WAYS_IN, f"Found there: {shown}."]
-    nested = [p.parent.parent for p in root.glob("*/FSDnoisy18k.meta/train.csv")]
+    nested = [p.parent.parent for p in root.glob("*/FSDnoisy18k.meta/train.csv")] if found else []
     if (root.parent / CLIP_TABLES["train"][0]).is_file():
         nested.append(root.parent)
     if nested:
@@ -73,6 +76,19 @@ def _layout_error(root: Path, problem: str) -> DatasetError:
 def one_spelling(text: str) -> str:
     "A text with every accented letter as one character, ü and not u with two dots (Unicode's form NFC)."
     return unicodedata.normalize("NFC", text)
+
+
+def without_invisible(text: str) -> str:
+    "A text in one spelling, without characters that say how others are set and are not seen themselves."
+    if text.isascii():
+        return text
+    seen = (c for c in text if unicodedata.category(c) != "Cf" and c not in "\u034f\ufe0e\ufe0f")
+    return one_spelling("".join(seen))
+
+
+def as_seen(text: str) -> str:
+    "What looks alike is alike: `without_invisible`, with one blank in the place of any, none at the ends."
+    return " ".join(without_invisible(text).split())
 
 # %% ../nbs/05_data.ipynb #86a4666d
 def clip_paths(column: pd.Series, path: Path) -> pd.Series:
@@ -90,14 +106,14 @@ def clip_paths(column: pd.Series, path: Path) -> pd.Series:
     DatasetError
         naming the line.
     """
-    names = column.str.strip().str.replace("\\", "/")
+    names = trimmed(column).str.replace("\\", "/")
     for line, name in names.items():
         if name.startswith("/") or re.match("[A-Za-z]:", name) or ".." in name.split("/"):
             raise DatasetError(f"{path}: line {line} has {name!r}, which leads out of the data set's folder. "
                                "Write the path from that folder on and copy the file into it, or link it and "
                                "name the link's target in the environment variable ACL_LINKS.")
     names = names.map(lambda name: PurePosixPath(name).as_posix())  # ./1.wav is 1.wav
-    twice = names.index[names.map(one_spelling).duplicated()]
+    twice = names.index[names.map(without_invisible).duplicated()]
     if len(twice):
         raise DatasetError(f"{path} lists {len(twice)} clips more than once: {some_names(names[twice])}. "
                            f"The first of them is in line {twice[0]}; keep one line per clip.")
@@ -135,7 +151,7 @@ def _read_own_table(path: Path) -> pd.DataFrame:
     "The clips of a clips.csv; their file names are their paths."
     table = read_columns(path, OWN_COLUMNS, 2, filled=("path", "label", "split", "group"))
     for name in table.columns.drop("label"):
-        table[name] = table[name].str.strip()
+        table[name] = trimmed(table[name])
     table["path"] = clip_paths(table["path"], path)
     if "subset" in table:
         _check_subset_names(table, path)
@@ -270,7 +286,7 @@ def load_clips(root: str | Path, *, test_fold: str = "") -> pd.DataFrame:
         there is no such fold, or a test label never occurs in training.
     """
     root = Path(root)
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise _layout_error(root, f"There is no folder {root}")
     if (root / "clips.csv").is_file() and not (root / "FSDnoisy18k.meta").is_dir():
         clips = _read_own_table(root / "clips.csv")
@@ -281,7 +297,24 @@ def load_clips(root: str | Path, *, test_fold: str = "") -> pd.DataFrame:
     return complete_table(clips, root, test_fold=test_fold)
 
 # %% ../nbs/05_data.ipynb #a67ec663
-INVISIBLE_ENDS = r"^[\s\u00ad\u200b-\u200f\u2060\ufeff]+|[\s\u00ad\u200b-\u200f\u2060\ufeff]+$"
+def _checked_labels(column: pd.Series, root: Path) -> pd.Series:
+    "Labels in one spelling and without blanks around them; refused where two look alike, or one is no text."
+    labels = trimmed(column)
+    padded = column[labels != column].unique()
+    if len(padded):
+        warn_once(f"{root}: blanks around labels are left out: {some_names(map(repr, padded))}.")
+    labels = labels.map(one_spelling)
+    different = pd.Series(labels.unique(), dtype=object)
+    looks = different.map(as_seen)
+    no_text = different[(looks == "") | different.str.contains("[\0\ud800-\udfff]")]
+    if len(no_text):
+        named = some_names(map(repr, no_text))
+        raise DatasetError(f"{root}: rename labels that are empty or not text in UTF-8: {named}.")
+    alike = different[looks.duplicated(keep=False)].groupby(looks).agg(list)
+    if len(alike):
+        named = some_names(map(ascii, alike.iloc[0]))
+        raise DatasetError(f"{root}: write labels that look alike in one way: {named}.")
+    return labels
 
 # %% ../nbs/05_data.ipynb #81391531
 def complete_table(clips: pd.DataFrame, root: Path, *, test_fold: str = "") -> pd.DataFrame:
@@ -304,17 +337,11 @@ def complete_table(clips: pd.DataFrame, root: Path, *, test_fold: str = "") -> p
 
 
 def _complete(clips: pd.DataFrame, root: Path) -> pd.DataFrame:
-    "Labels in one spelling and without blanks around them, test clips, and class numbers."
-    labels = clips["label"].str.replace(INVISIBLE_ENDS, "", regex=True)
-    padded = clips["label"][labels != clips["label"]].unique()
-    if len(padded):
-        warn_once(f"{root}: blanks around labels are left out: {some_names(map(repr, padded))}.")
-    labels = labels.map(one_spelling)
-    no_text = [label for label in labels.unique() if not label or re.search("[\0\ud800-\udfff]", label)]
-    if no_text:
-        named = some_names(map(repr, no_text))
-        raise DatasetError(f"{root}: rename labels that are empty or not text in UTF-8: {named}.")
+    "Labels and groups as they are seen, test clips, and class numbers."
+    labels = _checked_labels(clips["label"], root)
     clips = clips.assign(label=labels)
+    if "group" in clips:
+        clips["group"] = clips["group"].map(as_seen)
     if "split" not in clips or "test" not in set(clips["split"]):
         clips["split"] = _draw_test(clips, root)
     is_test = clips["split"] == "test"
@@ -330,14 +357,17 @@ def _with_names_on_disk(clips: pd.DataFrame, root: Path) -> pd.DataFrame:
     @functools.cache
     def spelled(folder: Path) -> dict[str, str]:
         names = [path.name for path in folder.glob("*")]  # none where there is none, or it may not be read
-        return {one_spelling(name): name for name in names}
+        count = Counter(map(without_invisible, names))
+        unlike = {without_invisible(name): name for name in names if count[without_invisible(name)] == 1}
+        return unlike | {one_spelling(name): name for name in names}
 
     def on_disk(path: str) -> str:
         if path.isascii() or os.path.exists(root / path):
             return path
         found = Path()
         for part in path.split("/"):
-            found /= spelled(root / found).get(one_spelling(part), part)
+            names = spelled(root / found)
+            found /= names.get(one_spelling(part), names.get(without_invisible(part), part))
         return found.as_posix()
 
     paths = clips["path"].map(on_disk)
@@ -594,11 +624,13 @@ def read_description(root: str | Path) -> dict | None:
     if not path.is_file():
         return None
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description = read_json(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{path} is not JSON: {error}") from None
     if not isinstance(description, dict) or not isinstance(description.get("name"), str):
         raise DatasetError(f'{path} must hold an object with a "name", such as {{"name": "my-data"}}.')
+    if not isinstance(description.get("synthetic", False), bool):
+        raise DatasetError(f'{path}: "synthetic" must be true or false, not {description["synthetic"]!r}.')
     return description
 
 # %% ../nbs/05_data.ipynb #827615f1

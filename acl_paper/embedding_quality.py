@@ -7,6 +7,7 @@ __all__ = ['as_rows', 'unit_rows', 'block_potential', 'uniformity', 'class_numbe
            'model_settings', 'read_batch', 'load_published_embeddings', 'published_quality', 'published_quality_table']
 
 # %% ../nbs/16_embedding_quality.ipynb #77ca610f
+import math
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +26,9 @@ def as_rows(z: ArrayLike | torch.Tensor) -> np.ndarray | torch.Tensor:
     ValueError if it is not a table of two rows or more.
     """
     z = z.detach().cpu() if isinstance(z, torch.Tensor) else np.asarray(z)
+    is_real = not z.is_complex() if isinstance(z, torch.Tensor) else z.dtype.kind in "fiub"
+    if not is_real:
+        raise ValueError(f"expected embeddings of real numbers, got {z.dtype}")
     if z.ndim != 2 or len(z) < 2:
         raise ValueError(f"expected embeddings of shape (N, D) with at least 2 rows, got {tuple(z.shape)}")
     return z
@@ -108,7 +112,7 @@ def uniformity(z: ArrayLike | torch.Tensor, *, t: float = 2.0, block_rows: int =
     -----
     Source: Wang and Isola 2020 (arXiv:2005.10242); the paper's self-supervised experiment, with t = 2.
     """
-    if not t > 0 or block_rows < 1:
+    if not 0 < t < math.inf or block_rows < 1:
         raise ValueError(f"t and block_rows must be positive, got t={t}, block_rows={block_rows}")
     z = as_rows(z)
     parts = []
@@ -145,6 +149,8 @@ def class_numbers(labels: ArrayLike | torch.Tensor, n_rows: int) -> np.ndarray:
         raise ValueError(
             f"expected one label for each of the {n_rows} rows, got labels of shape {labels.shape}"
         )
+    if pd.isna(labels).any():
+        raise ValueError(f"row {np.flatnonzero(pd.isna(labels))[0]} has no label")
     return np.unique(labels, return_inverse=True)[1]
 
 # %% ../nbs/16_embedding_quality.ipynb #bfd8bb40

@@ -38,6 +38,7 @@ from acl_paper.console import (
     read_columns,
     read_rows,
     some_names,
+    trimmed,
     user_path,
     write_atomically,
 )
@@ -195,7 +196,7 @@ def read_table(root: Path, columns: Columns) -> pd.DataFrame:
     used = {name: getattr(columns, name) for name in ("label", "split", "fold", "group", "verified")}
     used = {name: column for name, column in used.items() if column}
     wanted = list(dict.fromkeys([*_named_in(columns.path), *used.values()]))
-    table = read_columns(file, wanted, len(wanted), filled=wanted).apply(lambda column: column.str.strip())
+    table = read_columns(file, wanted, len(wanted), filled=wanted).apply(trimmed)
     paths = clip_paths(_paths(table, columns.path), file)
     clips = pd.DataFrame({"path": _folder_of(root, paths) + paths})
     for name, column in used.items():

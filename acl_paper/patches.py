@@ -209,7 +209,8 @@ class SplitConfig:
     frames: str = "float32"  # "float16": frames take half the memory and are rounded to 11 bits
 
     def __post_init__(self):
-        check_settings(self, choices=SPLIT_CHOICES, at_least={"patch_frames": 1, "patch_hop": 1})
+        at_least = {"patch_frames": 1, "patch_hop": 1, "split_seed": 0}
+        check_settings(self, choices=SPLIT_CHOICES, at_least=at_least)
         expected = "a name of letters, digits, dot, dash and underscore"
         is_name = self.test_fold == "" or can_name_folder(self.test_fold)
         check_setting(is_name, "test_fold", expected, self.test_fold)
@@ -242,6 +243,8 @@ def check_settings(config: object, *, choices: dict[str, tuple[str, ...]] = {},
     for name, least in at_least.items():
         value = getattr(config, name)
         check_setting(is_whole(value) and value >= least, name, f"a whole number from {least}", value)
+        most = 10_000 if name == "patch_frames" else 2**32 - 1  # weights grow with the patch
+        check_setting(value <= most, name, f"a whole number up to {most:,}", value)
     check_types(config)
 
 # %% ../nbs/09_patches.ipynb #380c783b

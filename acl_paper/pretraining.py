@@ -26,6 +26,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import MultiStepLR
 
+# %% ../nbs/14_pretraining.ipynb #4144f506
+from acl_paper.losses import (
+    RELEASED_CONSTANT_OF_VIEWS,
+    AngularContrastiveLoss,
+    InfoNCE,
+    check_alpha,
+    check_setting,
+    check_temperature,
+)
+
 # %% ../nbs/14_pretraining.ipynb #e7c0705b
 from acl_paper.networks import (
     PUBLISHED_WEIGHTS,
@@ -43,7 +53,6 @@ from .console import DatasetError, Progress, check_types, load_object
 from .download import find_published
 from .evaluation import Run, autocast, choose_device, clip_outputs, lean, outputs_of, tuned
 from .features import SSL_FEATURES
-from .losses import RELEASED_CONSTANT_OF_VIEWS, AngularContrastiveLoss, InfoNCE, check_alpha, check_setting
 from .patches import ClipFrames, ClipSplit, InputScale, Patches, check_settings, fit_input_scale, grid_patches
 from .training import Checkpoint, alone, identity_of, terms_of, with_paths
 
@@ -141,7 +150,7 @@ def _check_pretraining(config):
     check_network_name(config.network)
     check_settings(config, choices=PRETRAIN_CHOICES, named=NAMED, at_least=LEAST)
     AngularContrastiveLoss(config.alpha, reduction=config.reduction, margin_rad=config.margin_rad)
-    check_setting(config.temperature > 0, "temperature", "above 0", config.temperature)
+    check_temperature(config.temperature)
 
 # %% ../nbs/14_pretraining.ipynb #b7933873
 PRESETS = {

@@ -16,33 +16,50 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # %% ../nbs/03_robust_losses.ipynb #50e18f72
-from .losses import IGNORED
+from .losses import IGNORED, check_device, check_tensor, checked_number
 
 # %% ../nbs/03_robust_losses.ipynb #b05389b4
-def _checked(logits: Tensor, labels: Tensor, noisy: Tensor | None) -> None:
-    "A readable error where shapes or types do not fit; never looks at values, so it never waits for a GPU."
-    if not torch.is_floating_point(logits) or logits.dim() != 2:
+def _checked(logits: Tensor, labels: Tensor) -> None:
+    "A readable error where shapes, types or labels do not fit; it never waits for a GPU to see values."
+    check_tensor("logits", logits)
+    check_tensor("labels", labels)
+    if not torch.is_floating_point(logits) or logits.dim() != 2 or 0 in logits.shape:
         raise ValueError(
             f"logits must be a floating point tensor of shape (B, C), got {logits.dtype} of shape "
             f"{tuple(logits.shape)}"
         )
-    if labels.shape != logits.shape[:1] or torch.is_floating_point(labels):
+    is_whole = not torch.is_floating_point(labels) and not labels.is_complex()
+    if labels.shape != logits.shape[:1] or not is_whole:
         raise ValueError(
             f"labels must be {len(logits)} integers, one for each row of logits, got {labels.dtype} of shape "
             f"{tuple(labels.shape)}"
         )
-    if noisy is not None and (noisy.dtype != torch.bool or noisy.shape != labels.shape):
+    check_device("labels", labels, "logits", logits)
+    if labels.device.type == "cpu":
+        _check_classes(labels.long(), logits.shape[1])
+
+# %% ../nbs/03_robust_losses.ipynb #f48f653a
+def _check_noisy(logits: Tensor, noisy: Tensor | None) -> None:
+    "A readable error where it does not fit."
+    if noisy is None:
+        return
+    check_tensor("noisy", noisy)
+    if noisy.dtype != torch.bool or noisy.shape != logits.shape[:1]:
         raise ValueError(
             f"noisy must be {len(logits)} booleans, one for each row of logits, got {noisy.dtype} of shape "
             f"{tuple(noisy.shape)}"
         )
+    check_device("noisy", noisy, "logits", logits)
+
+
+def _check_classes(labels: Tensor, n_classes: int) -> None:
+    "A ValueError where a label is of no class."
+    wrong = labels[(labels != IGNORED) & ((labels < 0) | (labels >= n_classes))]
+    if len(wrong):
+        raise ValueError(f"label {wrong[0]} is out of bounds: the logits are of the classes 0 to "
+                         f"{n_classes - 1}, and {IGNORED} is left out")
 
 # %% ../nbs/03_robust_losses.ipynb #f5841a24
-def _in_range(value: float, name: str, inside: bool, allowed: str) -> None:
-    if not inside:
-        raise ValueError(f"{name} must be {allowed}, got {value}")
-
-
 def _batch_mean(robust: Tensor, cross_entropy: Tensor, labels: Tensor, noisy: Tensor | None) -> Tensor:
     """Mean of the robust losses (B,); samples that are not `noisy` contribute their cross-entropy instead.
 
@@ -73,7 +90,7 @@ def lq_loss(logits: Tensor, labels: Tensor, *, q: float = 0.7, noisy: Tensor | N
     labels : Tensor, shape (B,)
         Integers; samples with the label -100 are left out.
     q : float
-        In (0, 1]: near 0 cross-entropy, 1 the most robust and slowest to learn.
+        In (0, 1], at least 1e-12: near 0 cross-entropy, 1 the most robust and slowest to learn.
     noisy : Tensor, shape (B,), optional
         Booleans; where False, cross-entropy is used.
 
@@ -91,8 +108,9 @@ def lq_loss(logits: Tensor, labels: Tensor, *, q: float = 0.7, noisy: Tensor | N
     ----------
     Zhang and Sabuncu (2018), arXiv:1805.07836; Fonseca et al. (2019), arXiv:1901.01189.
     """
-    _checked(logits, labels, noisy)
-    _in_range(q, "q", 0 < q <= 1, "in (0, 1]")
+    _checked(logits, labels)
+    _check_noisy(logits, noisy)
+    q = checked_number("q", q, 1e-12, 1, "in (0, 1], from 1e-12")
     log_p = _of_label(_log_probabilities(logits), labels)
     return _batch_mean(-torch.expm1(q * log_p) / q, -log_p, labels, noisy)
 
@@ -126,8 +144,9 @@ def soft_bootstrapping_loss(logits: Tensor, labels: Tensor, *, beta: float = 0.3
     ----------
     Reed et al. (2014), arXiv:1412.6596; Fonseca et al. (2019), arXiv:1901.01189.
     """
-    _checked(logits, labels, noisy)
-    _in_range(beta, "beta", 0 <= beta <= 1, "in [0, 1]")
+    _checked(logits, labels)
+    _check_noisy(logits, noisy)
+    beta = checked_number("beta", beta, 0, 1, "in [0, 1]")
     log_p = _log_probabilities(logits)
     cross_entropy = -_of_label(log_p, labels)
     entropy = -(log_p.exp() * log_p).sum(1)
@@ -169,8 +188,9 @@ def discard_maximum_loss(logits: Tensor, labels: Tensor, *, fraction: float = 0.
     ----------
     Fonseca et al. (2019), arXiv:1901.01189, after Jeong and Lim (2018), DCASE challenge, task 2.
     """
-    _checked(logits, labels, noisy)
-    _in_range(fraction, "fraction", 0 < fraction <= 1, "in (0, 1]")
+    _checked(logits, labels)
+    _check_noisy(logits, noisy)
+    fraction = checked_number("fraction", fraction, 1e-12, 1, "in (0, 1], from 1e-12")
     losses = -_of_label(_log_probabilities(logits), labels)
     largest = losses.detach().masked_fill(labels == IGNORED, 0).max()
     return _without_above(fraction * largest, losses, labels, noisy)
@@ -205,8 +225,9 @@ def discard_outlier_loss(logits: Tensor, labels: Tensor, *, spread: float = 1.9,
     ----------
     Fonseca et al. (2019), arXiv:1901.01189.
     """
-    _checked(logits, labels, noisy)
-    _in_range(spread, "spread", spread >= 0, "at least 0")
+    _checked(logits, labels)
+    _check_noisy(logits, noisy)
+    spread = checked_number("spread", spread, 0, 1e12, "at least 0 and at most 1e12")
     losses = -_of_label(_log_probabilities(logits), labels)
     median, deviation = _centre_and_spread(losses.detach(), labels != IGNORED)
     return _without_above(median + spread * deviation, losses, labels, noisy)

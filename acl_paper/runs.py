@@ -23,9 +23,19 @@ from pathlib import Path
 # %% ../nbs/17_runs.ipynb #1a7f8a84
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
+
+# %% ../nbs/17_runs.ipynb #a2228ac3
+from acl_paper.console import (
+    DatasetError,
+    check_once,
+    csv_of,
+    is_whole,
+    read_json,
+    some_names,
+)
 
 # %% ../nbs/17_runs.ipynb #1e91a1b5
-from .console import DatasetError, check_once, csv_of, some_names
 from .data import DatasetLocation, read_description
 from .features import FeatureConfig, FeatureStore
 from .folders import figure_files, write_or_keep
@@ -116,7 +126,7 @@ def read_metrics(path: str | Path) -> dict:
 
 def _metrics_and_sums(path):
     try:
-        metrics = json.loads(path.read_bytes())
+        metrics = read_json(path.read_bytes())
     except (RecursionError, ValueError) as error:
         raise DatasetError(f"{path} is damaged ({error}); make the run again") from None
     if not isinstance(metrics, dict):
@@ -236,7 +246,7 @@ def read_config(folder: str | Path) -> dict:
     path = Path(folder)/"config.json"
     content = checked_bytes(path)
     try:
-        config = json.loads(content)
+        config = read_json(content)
         return config if "settings" in config else _of_first_edition(config)
     except (AttributeError, KeyError, RecursionError, StopIteration, TypeError, ValueError) as error:
         why = f"{type(error).__name__} {error}"
@@ -499,17 +509,17 @@ def load_run(folder: str | Path, *, network=None):
         with plain_float32():
             return published(str(folder).removeprefix(PUBLISHED))
     folder = _require(folder, "config.json", "history.csv", "metrics.json")
-    best_epoch = _whole(folder/"metrics.json", lambda path: read_metrics(path)["best_epoch"])
+    best_epoch = _whole(folder/"metrics.json", _best_epoch)
     config = read_config(folder)
     settings, features, classes = _whole(folder/"config.json", lambda _: _described(config))
-    history = _whole(folder/"history.csv", _read_table).rename(columns=FIRST_EDITION_COLUMNS)
+    history = _whole(folder/"history.csv", _read_history)
     weights = _read_weights(folder, config)
     with plain_float32():
         trained = _rebuilt(folder, config, features.n_mels, network)
     try:
-        trained.load_state_dict(_without_prefix("network.", weights))
-        scaler = _scaler(weights)
-    except (AttributeError, KeyError, RuntimeError) as error:
+        scaler = _scaler(weights, features.n_mels)
+        _load_weights(trained, _without_prefix("network.", weights))
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         why = " ".join(str(error).split())[:300]
         raise DatasetError(f"the weights in {folder} are not those of its network: {why}") from None
     return Run(config["kind"], trained.eval(), scaler, settings, features, classes, history, best_epoch,
@@ -528,6 +538,9 @@ def _whole(path, read):
 
 def _described(config):
     "Settings, features and class names as a config.json has them."
+    lacking = {field.name for field in fields(FeatureConfig)} - {*config["features"]}
+    if lacking:
+        raise ValueError(f"its features lack {', '.join(sorted(lacking))}")
     features = FeatureConfig(**config["features"])
     if config["kind"] == "probe":
         _settings("pretraining", config["pretrained"])
@@ -548,15 +561,30 @@ def _require(folder, *names):
             raise FileNotFoundError(f"{folder} is not a finished run: it has no {name}")
     return Path(folder)
 
+# %% ../nbs/17_runs.ipynb #b6d95d79
+def _best_epoch(path):
+    best_epoch = read_metrics(path)["best_epoch"]
+    if not is_whole(best_epoch):
+        raise ValueError(f"its best_epoch is no whole number: {best_epoch!r}")
+    return best_epoch
+
+
+def _read_history(path):
+    history = _read_table(path).rename(columns=FIRST_EDITION_COLUMNS)
+    if "epoch" not in history or not is_numeric_dtype(history["epoch"]):
+        raise ValueError("it has no column epoch of numbers")
+    return history
+
 # %% ../nbs/17_runs.ipynb #469f41b5
 def _rebuilt(folder, config, n_mels, network):
     "A network like the run's, with any weights."
     try:
         return _of_kind(config, n_mels, network)
     except Exception as error:  # whatever the code of someone's own network says
-        name = config.get("pretrained", config["settings"]).get("network", "")
+        name = str(config.get("pretrained", config["settings"]).get("network", ""))
         if ":" not in name:
-            raise
+            why = " ".join(str(error).split())[:300]
+            raise DatasetError(f"{folder}/config.json is damaged ({why}); make the run again") from None
         raise DatasetError(f"{folder} was made with the network {name}, which cannot be imported here "
                            f"({error}); pass it in: load_run(folder, network=...)") from None
 
@@ -618,18 +646,36 @@ def _without_prefix(prefix, tensors):
     return {name.removeprefix(prefix): tensor for name, tensor in inside.items()}
 
 
-def _scaler(weights):
+def _load_weights(network, weights):
+    "Put weights into a network, none of them rounded or cut to another type."
+    types = {name: tensor.dtype for name, tensor in network.state_dict().items()}
+    wrong = [name for name, tensor in weights.items() if tensor.dtype != types.get(name, tensor.dtype)]
+    if wrong:
+        raise ValueError(f"of another type: {some_names(wrong)}")
+    network.load_state_dict(weights)
+
+
+def _scaler(weights, n_mels):
     "One mean and scale per band, or one for all values."
     from acl_paper.patches import InputScale, Scaler
 
     mean, scale = weights["scaler.mean"].numpy(), weights["scaler.scale"].numpy()
+    if mean.shape != scale.shape or mean.shape not in ((), (n_mels,)) or not (scale > 0).all():
+        raise ValueError(f"mean and scale of the scaler are not those of {n_mels} bands")
     return Scaler(mean, scale) if mean.ndim else InputScale(float(mean), float(scale))
 
 # %% ../nbs/17_runs.ipynb #c59afe15
 def load_predictions(folder: str | Path) -> pd.DataFrame:
     "The predictions of a run folder, as `prediction_table` made them; a DatasetError when damaged."
     text = {"fname": str, "truth": str, "prediction": str}
-    read = partial(_read_table, dtype=text, keep_default_na=False)
+    def read(path):
+        table = _read_table(path, dtype=text, keep_default_na=False)
+        lacking = [name for name in text if name not in table]
+        odd = [name for name in table.columns.difference(list(text)) if not is_numeric_dtype(table[name])]
+        if lacking or odd:
+            raise ValueError(f"columns that are not there or hold no numbers: {some_names(lacking or odd)}")
+        return table
+
     return _whole(Path(folder)/"predictions.csv", read)
 
 # %% ../nbs/17_runs.ipynb #6bcb0602

@@ -29,6 +29,7 @@ from acl_paper.console import DatasetError, read_rows
 from acl_paper.data import class_names, load_clips, table_fingerprint
 from acl_paper.features import BadClipsError, FeatureConfig, FeatureStoreError, extract_features, open_feature_store
 from acl_paper.fingerprints import first_edition_fingerprint, source_fingerprint
+from acl_paper.log_mel import mel_filters
 from acl_paper.own_data import clips_csv
 from acl_paper.patches import ClipFrames, SplitConfig, fit_input_scale, make_split
 
@@ -107,6 +108,55 @@ def as_first_edition(path, root):
         del then["clips/content"]
         then.attrs.update(now.attrs, source=first_edition_fingerprint(root, load_clips(root)))
     os.replace(f"{path}.then", path)
+
+
+def with_column(name, values):
+    def change(file):
+        del file["clips"][name]
+        file["clips"][name] = values
+    return change
+
+
+def linked_elsewhere(name):
+    def change(file):
+        file.copy(name, "elsewhere")
+        del file[name]
+        file[name] = h5py.ExternalLink(file.filename + ".other", name)
+    return change
+
+
+def with_bomb(file):
+    """A column of 8 GB in some kilobytes."""
+    del file["clips/offset"]
+    file["clips"].create_dataset("offset", (10**9,), "i8", chunks=(10**6,), compression="gzip")
+
+
+CHANGES = {
+    "a bomb": with_bomb, "frames elsewhere": linked_elsewhere("frames"), "clips elsewhere": linked_elsewhere("clips"),
+    "a split that is none": with_column("split", ["x"] * 5), "names that are numbers": with_column("fname", np.arange(5.0)), "one name five times": with_column("fname", ["1.wav"] * 5),
+    "negative durations": with_column("duration_s", np.full(5, -1.0)), "durations of text": with_column("duration_s", ["1"] * 5), "no column": with_column("offset", 3),
+    "no source": lambda file: file.attrs.update(source=5), "a setting twice": lambda file: file.attrs.update(config=file.attrs["config"].replace("{", '{"n_mels": 3, ', 1)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_store_of_the_first_edition_that_holds_what_none_did_is_refused(tmp_path, change, small_first_edition):
+    """It has no seal by which that would be seen."""
+    for suffix in ("", ".other"):
+        shutil.copy(small_first_edition, tmp_path / f"x.h5{suffix}")
+    with h5py.File(tmp_path / "x.h5", "r+") as file:
+        change(file)
+    with pytest.raises(FeatureStoreError, match="x.h5 is damaged"):
+        open_feature_store(tmp_path / "x.h5", SMALL)
+
+
+@pytest.fixture(scope="module")
+def small_first_edition(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("first")
+    root = make_set(folder / "set")
+    extract(root, folder / "x.h5", config=SMALL)
+    as_first_edition(folder / "x.h5", root)
+    return folder / "x.h5"
 
 
 def test_a_store_of_the_first_edition_opens_and_goes_out_of_date(tmp_path):
@@ -386,17 +436,46 @@ def test_labels_come_back_as_they_went(tmp_path):
     assert clips.label[:3 * len(labels)].tolist() == [label for label in labels for _ in range(3)]
 
 
-@pytest.mark.parametrize("ends", ["\u200b", "\ufeff", "\u00ad", "\u2060", "\u3000", "\t", " \u200f \n"])
+@pytest.mark.parametrize("ends", ["\u200b", "\ufeff", "\u00ad", "\u2060", "\u3000", "\t", " \u200f \n", "\u202e", "\u2066"])
 def test_what_cannot_be_seen_at_the_ends_of_a_label_makes_no_class(tmp_path, ends):
     (tmp_path / "clips.csv").write_text(f'path,label,split\n1.wav,Bark,train\n2.wav,"Bark{ends}",train\n3.wav,"{ends}Bark",test\n', encoding="utf-8")
     with pytest.warns(UserWarning, match="blanks around labels are left out"):
         assert class_names(load_clips(tmp_path)) == ["Bark"]
 
 
-@pytest.mark.parametrize("label", ["Bark\0", "\0", "\u200b\u200b"])
+@pytest.mark.parametrize("other", ["D\u200bog bark", "Dog\u00a0bark", "Dog  bark", "Dog bar\u00adk", "\u202bDog \u202cbark", "Dog bark\ufe0f", "Mo\u200b\u0308we"])
+def test_labels_that_look_alike_are_refused_by_name(tmp_path, other):
+    """Two classes that nobody can tell apart would be learnt."""
+    label = "Möwe" if "we" in other else "Dog bark"
+    (tmp_path / "clips.csv").write_text(f"path,label,split\n1.wav,{label},train\n2.wav,x{other},train\n3.wav,x{label},test\n", encoding="utf-8")
+    with pytest.raises(DatasetError, match="write labels that look alike in one way: ") as caught:
+        load_clips(tmp_path)
+    assert ascii("x" + label) in str(caught.value) and str(caught.value).isprintable()
+
+
+def test_composed_and_decomposed_labels_are_one_class_and_groups_one_group(tmp_path):
+    rows = ["1.wav,Möwe,train,Jörg", "2.wav,Mo\u0308we,test,Jo\u0308rg\u200b"]
+    (tmp_path / "clips.csv").write_text("\n".join(["\ufeffpath,label\u200b,split,group", *rows, ""]), encoding="utf-8")
+    clips = load_clips(tmp_path)
+    assert class_names(clips) == ["Möwe"] and set(clips.group) == {"Jörg"}
+
+
+def test_a_file_is_found_by_what_is_seen_of_its_name(tmp_path):
+    """And is listed once: two names that look alike are one clip on two sides."""
+    for name in ("1.wav", "Mo\u0308\u200bwe.wav"):
+        (tmp_path / name).touch()
+    table = "path,label,split\n\ufeff1.wav\u200b,Rain,train\nMö\u00adwe.wav,Rain,test\n"
+    (tmp_path / "clips.csv").write_text(table, encoding="utf-8")
+    assert load_clips(tmp_path).path.tolist() == ["1.wav", "Mo\u0308\u200bwe.wav"]
+    (tmp_path / "clips.csv").write_text(table + "Möwe.wav,Rain,train\n", encoding="utf-8")
+    with pytest.raises(DatasetError, match="lists 1 clips more than once: Möwe.wav"):
+        load_clips(tmp_path)
+
+
+@pytest.mark.parametrize("label", ["Bark\0", "\0", "\u200b\u200b", "\u034f"])
 def test_labels_that_cannot_be_shown_are_refused(tmp_path, label):
     (tmp_path / "clips.csv").write_text(f"path,label,split\n1.wav,Bark,train\n2.wav,{label},train\n3.wav,Bark,test\n", encoding="utf-8")
-    with pytest.raises(DatasetError, match="rename labels that are empty or not text in UTF-8"):
+    with pytest.raises(DatasetError, match="rename labels that are empty or not text in UTF-8|line 3 has no label"):
         load_clips(tmp_path)
 
 
@@ -444,10 +523,29 @@ def test_nothing_but_silence_has_a_scale(small):
 
 
 @pytest.mark.parametrize(("name", "value"), [("n_fft", 10**9), ("n_mels", 10**6), ("sample_rate", 10**9), ("min_duration_s", 1e9), ("min_duration_s", -1.0),
-                                             ("log_offset", 0.0), ("peak_offset", 0.0), ("log_offset", -1.0), ("hop_length", 0)])
+                                             ("log_offset", 0.0), ("peak_offset", 0.0), ("log_offset", -1.0), ("hop_length", 0),
+                                             ("log_offset", 1e290), ("peak_offset", 1e299), ("hop_length", 3000), ("hop_length", 2**70), ("sample_rate", 1), ("min_duration_s", 600.5),
+                                             ("window", "nosuch"), ("window", "kaiser"), ("window", "")])
 def test_settings_of_features_that_would_take_all_memory_or_give_no_numbers(name, value):
-    with pytest.raises(ValueError, match=name):
+    with pytest.raises(ValueError, match=f"^{name} must be"):
         FeatureConfig(**{name: value})
+
+
+@pytest.mark.parametrize("settings", [dict(n_mels=1024), dict(fmin_hz=1000.0, fmax_hz=1000.001), dict(n_fft=3, win_length=3, hop_length=1)])
+def test_a_band_without_a_frequency_is_refused(tmp_path, settings):
+    """It would be constant, of which only a warning of librosa's speaks."""
+    for call in (mel_filters, lambda config: extract(make_set(tmp_path / "set"), tmp_path / "x.h5", config=config)):
+        with pytest.raises(ValueError, match=r"n_mels is \d+, but \d+ of these mel filters hold no frequency"):
+            call(FeatureConfig(**settings))
+
+
+def test_a_recording_of_too_many_frames_is_that_clips_problem(tmp_path, monkeypatch):
+    monkeypatch.setattr("acl_paper.log_mel.MOST_VALUES", 20_000)
+    root = make_set(tmp_path / "set")
+    soundfile.write(root / "3.wav", noise(5), 44_100)
+    with pytest.raises(BadClipsError, match="3.wav: its 251 frames of 96 bands are too much for the memory: a larger hop_length than 882 is needed") as caught:
+        extract(root, tmp_path / "x.h5")
+    assert list(caught.value.problems) == ["3.wav"]
 
 
 # A store is whole or it is refused

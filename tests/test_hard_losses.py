@@ -1,7 +1,10 @@
 """The losses on what a training may throw at them: any size, any dtype, any device, values that are not numbers, labels that do not count."""
 import math
+from decimal import Decimal
+from fractions import Fraction
 from functools import partial
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -327,11 +330,72 @@ def test_what_the_message_says_works():
 def test_settings_that_cannot_be():
     rows, labels = batch()
     for call in (lambda: info_nce(rows, labels, temperature=math.nan), lambda: InfoNCE(math.nan), lambda: InfoNCE(math.inf)):
-        with pytest.raises(ValueError, match="temperature must be above 0 and finite, got"):
+        with pytest.raises(ValueError, match="temperature must be a number above 0, between 1e-12 and 1e12, got"):
             call()
     for constant in (0, -50, math.nan, math.inf):
-        with pytest.raises(ValueError, match="constant must be above 0"):
+        with pytest.raises(ValueError, match="constant must be a number above 0"):
             AngularContrastiveLoss(constant=constant)
+
+
+NO_NUMBERS = [True, "0.5", None, math.nan, 1j, [0.5], Decimal("0.5"), torch.tensor([0.5, 0.5]), np.array([0.5]), 10**400, -10**400]
+SETTINGS = {
+    "temperature": (info_nce, [*NO_NUMBERS, 0, -1, 1e-39, 5e-324, 1e39, math.inf]),
+    "margin_rad": (angular_margin_loss, [*NO_NUMBERS, -1e-300, 3.15]),
+    "constant": (angular_margin_loss, [*NO_NUMBERS, 0, 1e-39, 1e300]),
+    "ignore_index": (angular_margin_loss, [*NO_NUMBERS, 1.0, 2**63]),
+    "reduction": (angular_margin_loss, [None, ["mean"], np.array(["mean", "sum"])]),
+    "q": (FIRST_LOSSES["lq"], [*NO_NUMBERS, 0, 5e-324, 1e-39, 1.01]),
+    "beta": (FIRST_LOSSES["soft_bootstrapping"], [*NO_NUMBERS, -0.1, 1.01]),
+    "fraction": (FIRST_LOSSES["discard_maximum"], [*NO_NUMBERS, 0, 1.01]),
+    "spread": (FIRST_LOSSES["discard_outlier"], [*NO_NUMBERS, -0.1, math.inf]),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_setting_is_a_number_that_float32_bears_or_is_refused_by_name(name):
+    """At the ends of its range the loss and its gradients are finite."""
+    loss, wrong = SETTINGS[name]
+    rows, labels = batch(d=5)
+    for value in wrong:
+        with pytest.raises(ValueError, match=f"^{name} must be"):
+            loss(rows, labels, **{name: value})
+    ends = {"temperature": (1e-12, 1e12), "margin_rad": (0, math.pi), "constant": (1e-12, 1e12), "ignore_index": (-2**63, np.int64(3)), "reduction": ("sum", "none"),
+            "q": (1e-12, 1), "beta": (5e-324, Fraction(1, 3)), "fraction": (1e-12, 1), "spread": (5e-324, 1e12)}[name]
+    for value in ends:
+        value, gradient = with_gradient(lambda x, y: loss(x, y, **{name: value}).sum(), rows.float(), labels)
+        assert value.isfinite() and gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("loss", [angular_margin_loss, info_nce, AngularContrastiveLoss(0.5), *(FIRST_LOSSES[name] for name in FIRST_LOSSES if name != "cross_entropy")])
+def test_what_is_no_batch_is_refused_by_name(loss):
+    """Another layout, another device, labels that are none: an error of ours, not one of a kernel."""
+    rows, labels = batch(d=5)
+    rows = rows.float()
+    call = (lambda x, y: loss(x, y, x)) if isinstance(loss, AngularContrastiveLoss) else loss
+    for wrong in (rows.to_sparse(), rows.to_sparse_csr(), rows.to_mkldnn(), rows.tolist(), rows.numpy(), None):
+        with pytest.raises(TypeError, match="^(embedding|z|logits) must be a (dense )?tensor, got"):
+            call(wrong, labels)
+    for wrong in (labels.to("meta"), labels.float(), labels[:5], labels[:, None], labels[0], labels.to(torch.complex64)):
+        with pytest.raises(ValueError, match="^labels must be"):
+            call(rows, wrong)
+    for kind in (torch.int8, torch.int32, torch.uint8, torch.uint64):
+        assert torch.equal(call(rows, labels.to(kind)), call(rows, labels))
+
+
+def test_robust_losses_refuse_what_is_no_mark_of_noise_and_an_empty_batch():
+    rows, labels = batch(d=5)
+    for loss in (FIRST_LOSSES[name] for name in FIRST_LOSSES if name != "cross_entropy"):
+        for wrong in ([True] * 16, labels, labels[:3] > 2, (labels > 2).to("meta")):
+            with pytest.raises((TypeError, ValueError), match="^noisy must be"):
+                loss(rows, labels, noisy=wrong)
+        with pytest.raises(ValueError, match=r"^logits must be .* got torch.float64 of shape \(0, 5\)"):
+            loss(rows[:0], labels[:0])
+
+
+@pytest.mark.parametrize("name", ["views", "gather"])
+def test_a_switch_is_true_or_false(name):
+    with pytest.raises(ValueError, match=f"{name} must be True or False, got 'no'"):
+        AngularContrastiveLoss(**{name: "no"})
 
 
 # Any device, any global state

@@ -18,7 +18,7 @@ from chance import SEED, rounds
 from hypothesis import strategies as st
 
 from acl_paper.console import DatasetError
-from acl_paper.data import class_names, load_clips, one_spelling, table_fingerprint
+from acl_paper.data import as_seen, class_names, load_clips, one_spelling, table_fingerprint
 from acl_paper.evaluation import ClipOutputs, all_accuracies, class_probabilities, prediction_table, wilson
 from acl_paper.features import FeatureConfig
 from acl_paper.fingerprints import fingerprint_of
@@ -186,7 +186,8 @@ def test_labels_come_back(labels):
         try:
             clips = load_clips(folder)
         except DatasetError as error:
-            assert folder in str(error) and any("\0" in label or not visible(label) for label in labels)
+            alike = len({*map(as_seen, labels)}) < len({one_spelling(visible(label)) for label in labels})
+            assert folder in str(error) and (alike or any("\0" in label or not as_seen(label) for label in labels))
             return
     expected = [one_spelling(visible(label)) for label in [*labels, labels[0]]]
     assert clips.label.tolist() == expected and [class_names(clips)[i] for i in clips.label_id] == expected
@@ -199,7 +200,7 @@ def visible(label):
     return visible(label[::-1])[::-1] if label and (label[-1].isspace() or label[-1] in INVISIBLE) else label
 
 
-INVISIBLE = "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
+INVISIBLE = "\u00ad\u061c\u180e\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e\ufeff" + "".join(map(chr, range(0x2060, 0x2070)))
 
 
 # Fingerprints

@@ -25,7 +25,7 @@ from acl_paper.pretraining import PretrainConfig
 from acl_paper.probing import ProbeConfig
 from acl_paper.report import table_html, write_report
 from acl_paper.results import MixedRunsError, collect_runs
-from acl_paper.runs import load_run, save_run
+from acl_paper.runs import load_predictions, load_run, save_run
 from acl_paper.training import TrainConfig, alone
 from acl_paper.workflow import differences
 
@@ -38,6 +38,55 @@ def test_a_training_of_the_first_edition():
     stored = safetensors.torch.load_file(FIRST_EDITION / "training" / "model.safetensors")
     assert all(torch.equal(value, stored[f"model.{name}"]) for name, value in run_of_then.network.state_dict().items())
     assert run_of_then.network(torch.zeros(2, 1, 100, 96)).logits.shape == (2, 20)
+
+
+def as_json(name, change):
+    def changed(folder):
+        content = json.loads((folder / name).read_text())
+        change(content)
+        (folder / name).write_text(json.dumps(content))
+    return changed
+
+
+def as_text(name, old, new):
+    return lambda folder: (folder / name).write_text((folder / name).read_text().replace(old, new, 1))
+
+
+def as_weights(change):
+    def changed(folder):
+        tensors = safetensors.torch.load_file(folder / "model.safetensors")
+        change(tensors)
+        safetensors.torch.save_file(tensors, folder / "model.safetensors")
+    return changed
+
+
+CHANGES = {
+    "a name twice": ("config.json is damaged", as_text("config.json", "{", '{"training": {}, ')),
+    "no settings of features": ("config.json is damaged .its features lack fmax_hz, fmin_hz", as_json("config.json", lambda c: c.update(features={}))),
+    "a network's settings": ("config.json is damaged .*unexpected keyword argument 'wide'", as_json("config.json", lambda c: c["training"].update(network_settings={"wide": 5}))),
+    "a patch of weeks": ("config.json is damaged .patch_frames must be a whole number up to 10,000", as_json("config.json", lambda c: c["training"].update(patch_frames=10**9))),
+    "a best epoch that is none": ("metrics.json is damaged .its best_epoch is no whole number: 'x'", as_json("metrics.json", lambda m: m.update(best_epoch="x"))),
+    "no history": ("history.csv is damaged .it has no column epoch", lambda folder: (folder / "history.csv").write_text("{}")),
+    "float64": ("weights in .* are not those of its network: of another type", as_weights(lambda w: w.update({n: t.double() for n, t in w.items() if n.startswith("model.")}))),
+    "a scale of 0": ("mean and scale of the scaler are not those of 96 bands", as_weights(lambda w: w["scaler.scale"].zero_())),
+    "five scales": ("mean and scale of the scaler are not those of 96 bands", as_weights(lambda w: w.update({"scaler.scale": w["scaler.scale"][:5].clone()}))),
+}
+
+
+@pytest.mark.parametrize(("told", "change"), CHANGES.values(), ids=CHANGES)
+def test_a_run_without_checksums_that_holds_what_none_did_is_refused(tmp_path, told, change):
+    folder = shutil.copytree(FIRST_EDITION / "training", tmp_path / "run")
+    change(folder)
+    with pytest.raises(DatasetError, match=told) as caught:
+        load_run(folder)
+    assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize("table", ["", "x\n1\n", "fname,truth,prediction,Rain\n1.wav,Rain,Rain,much\n"])
+def test_predictions_that_are_none_are_refused(tmp_path, table):
+    (tmp_path / "predictions.csv").write_text(table)
+    with pytest.raises(DatasetError, match="predictions.csv is damaged"):
+        load_predictions(tmp_path)
 
 
 def test_a_pretraining_of_the_first_edition():

@@ -3,6 +3,7 @@ import dataclasses
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -67,6 +68,11 @@ def test_a_setting_is_of_its_type_or_refused_by_name(kind, data):
     (AugmentConfig, {"n_masks": 1.5}, "n_masks must be a whole number, got 1.5"),
     (AugmentConfig, {"crop_scale": (0.5, 0.7, 1)}, "crop_scale must be two finite numbers, got (0.5, 0.7, 1)"),
     (ViewLossConfig, {"temperature": "0.2"}, "temperature must be a finite number, got '0.2'"),
+    (ViewLossConfig, {"temperature": np.float32(0.2)}, "temperature must be a finite number, got np.float32(0.2)"),  # JSON does not take it
+    (PretrainConfig, {"temperature": 1e-39}, "temperature must be a number above 0, between 1e-12 and 1e12, got 1e-39"),
+    (TrainConfig, {"seed": 2**70}, "seed must be a whole number up to 4,294,967,295, got 1180591620717411303424"),
+    (TrainConfig, {"patch_frames": 10**9}, "patch_frames must be a whole number up to 10,000, got 1000000000"),
+    (TrainConfig, {"split_seed": -1}, "split_seed must be a whole number from 0, got -1"),
     (PretrainConfig, {"augment": "none"}, "augment must be of the type AugmentConfig, got 'none'"),
     (ProbeConfig, {"seed": None}, "seed must be a whole number, got None"),
     (TrainConfig, {"epochs": 1.5}, "epochs must be a whole number from 1, got 1.5"),
