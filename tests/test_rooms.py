@@ -8,7 +8,7 @@ from helpers import ROOT, run
 
 PACKAGE = ROOT / "acl_paper"
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if not path.stem.startswith("_"))
-LONGEST = 430  # lines of a module that hold code: without docstrings, comments and empty lines; runs, data and features wait to be split
+LONGEST = 390  # lines of a module that hold code: without docstrings, comments and empty lines
 UNLIMITED = {"mini"}  # its length is that of its sounds
 
 
