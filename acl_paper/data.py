@@ -4,21 +4,18 @@
 
 # %% auto #0
 __all__ = ['SUBSETS', 'AUDIO_FOLDERS', 'CLIP_TABLES', 'WAYS_IN', 'OWN_COLUMNS', 'AUDIO_SUFFIXES', 'TEST_SHARE', 'TEST_SEED',
-           'COLUMNS', 'DEFAULT_FOLDER', 'FSDNOISY18K_COUNTS', 'GENERATED', 'one_spelling', 'without_invisible',
-           'as_seen', 'clip_paths', 'fold_names', 'load_clips', 'complete_table', 'class_names', 'audio_path',
-           'missing_audio', 'subset_names', 'select_subset', 'usual_subset', 'dataset_summary', 'table_fingerprint',
-           'split_clips', 'is_fsdnoisy18k', 'find_fsdnoisy18k', 'read_description', 'DatasetLocation', 'locate_dataset']
+           'COLUMNS', 'DEFAULT_FOLDER', 'FSDNOISY18K_COUNTS', 'GENERATED', 'clip_paths', 'fold_names', 'load_clips',
+           'complete_table', 'class_names', 'audio_path', 'missing_audio', 'subset_names', 'select_subset',
+           'usual_subset', 'dataset_summary', 'table_fingerprint', 'split_clips', 'is_fsdnoisy18k', 'find_fsdnoisy18k',
+           'read_description', 'DatasetLocation', 'locate_dataset']
 
 # %% ../nbs/05_data.ipynb #cbf0003a
-import functools
 import hashlib
 import json
 import math
 import os
 import re
-import unicodedata
 import warnings
-from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -32,13 +29,13 @@ from acl_paper.console import (
     can_name_folder,
     load_object,
     project_folder,
-    read_columns,
-    read_json,
     some_names,
-    trimmed,
     user_path,
     warn_once,
 )
+
+# %% ../nbs/05_data.ipynb #8f3a462f
+from .text import as_seen, one_spelling, paths_on_disk, read_columns, read_json, trimmed, without_invisible
 
 # %% ../nbs/05_data.ipynb #08bec9e1
 SUBSETS = ("all", "clean", "noisy", "noisy_small")  # the paper's
@@ -71,24 +68,6 @@ def _layout_error(root: Path, problem: str) -> DatasetError:
     if any(name.endswith((".zip", ".part")) for name in found):
         lines.append(f"A download seems unfinished; resume it: acl_download --dest {root}")
     return DatasetError("\n".join(lines))
-
-# %% ../nbs/05_data.ipynb #830a2edf
-def one_spelling(text: str) -> str:
-    "A text with every accented letter as one character, ü and not u with two dots (Unicode's form NFC)."
-    return unicodedata.normalize("NFC", text)
-
-
-def without_invisible(text: str) -> str:
-    "A text in one spelling, without characters that say how others are set and are not seen themselves."
-    if text.isascii():
-        return text
-    seen = (c for c in text if unicodedata.category(c) != "Cf" and c not in "\u034f\ufe0e\ufe0f")
-    return one_spelling("".join(seen))
-
-
-def as_seen(text: str) -> str:
-    "What looks alike is alike: `without_invisible`, with one blank in the place of any, none at the ends."
-    return " ".join(without_invisible(text).split())
 
 # %% ../nbs/05_data.ipynb #86a4666d
 def clip_paths(column: pd.Series, path: Path) -> pd.Series:
@@ -332,7 +311,10 @@ def complete_table(clips: pd.DataFrame, root: Path, *, test_fold: str = "") -> p
     clips = clips.reset_index(drop=True)
     if test_fold:
         clips = _with_test_fold(clips, test_fold, root)
-    clips = _with_names_on_disk(_complete(clips, root), root)
+    clips = _complete(clips, root)
+    paths = paths_on_disk(clips["path"], root)
+    clips["fname"] = clips["fname"].where(clips["fname"] != clips["path"], paths)
+    clips["path"] = paths
     return clips[[name for name in COLUMNS if name in clips]]
 
 
@@ -350,29 +332,6 @@ def _complete(clips: pd.DataFrame, root: Path) -> pd.DataFrame:
         raise DatasetError(f"{root} has test labels that no training clip has: {some_names(unknown)}.")
     numbers = {name: i for i, name in enumerate(class_names(clips))}
     return clips.assign(label_id=labels.map(numbers).astype("int64"))
-
-# %% ../nbs/05_data.ipynb #0ee30584
-def _with_names_on_disk(clips: pd.DataFrame, root: Path) -> pd.DataFrame:
-    "The clips with their paths as the disk spells them; a path that is not there in any spelling stays."
-    @functools.cache
-    def spelled(folder: Path) -> dict[str, str]:
-        names = [path.name for path in folder.glob("*")]  # none where there is none, or it may not be read
-        count = Counter(map(without_invisible, names))
-        unlike = {without_invisible(name): name for name in names if count[without_invisible(name)] == 1}
-        return unlike | {one_spelling(name): name for name in names}
-
-    def on_disk(path: str) -> str:
-        if path.isascii() or os.path.exists(root / path):
-            return path
-        found = Path()
-        for part in path.split("/"):
-            names = spelled(root / found)
-            found /= names.get(one_spelling(part), names.get(without_invisible(part), part))
-        return found.as_posix()
-
-    paths = clips["path"].map(on_disk)
-    names = clips["fname"].where(clips["fname"] != clips["path"], paths)
-    return clips.assign(path=paths, fname=names)
 
 # %% ../nbs/05_data.ipynb #17b124b4
 def class_names(clips: pd.DataFrame) -> list[str]:

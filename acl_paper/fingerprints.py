@@ -22,17 +22,8 @@ from pathlib import Path
 import pandas as pd
 
 # %% ../nbs/07b_fingerprints.ipynb #63a2b3d9
-from acl_paper.console import (
-    cache_file,
-    file_state,
-    is_settled,
-    progress_in_megabytes,
-    read_cache,
-    write_cache,
-)
-from acl_paper.data import (
-    one_spelling,
-)
+from .console import cache_file, file_state, is_settled, progress_in_megabytes, read_cache, write_cache
+from .text import one_spelling
 
 # %% ../nbs/07b_fingerprints.ipynb #d890a7a9
 def links_leading_out(root: str | Path, clips: pd.DataFrame) -> dict[str, str]:

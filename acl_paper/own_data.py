@@ -24,40 +24,22 @@ from typing import NamedTuple
 import pandas as pd
 
 # %% ../nbs/08d_own_data.ipynb #4708b950
-from acl_paper.audio import (
-    AudioError,
-    read_audio,
-)
 from acl_paper.console import (
     DatasetError,
     can_name_folder,
     command,
-    csv_of,
     printable,
     progress_in_megabytes,
-    read_columns,
-    read_rows,
     some_names,
-    trimmed,
     user_path,
     write_atomically,
 )
-from acl_paper.data import (
-    clip_paths,
-    complete_table,
-    dataset_summary,
-    fold_names,
-    load_clips,
-)
 
-# %% ../nbs/08d_own_data.ipynb #f9fc30e4
-from acl_paper.fingerprints import (
-    UNREADABLE,
-    audio_contents,
-    file_states,
-    links_leading_out,
-    usable_cores,
-)
+# %% ../nbs/08d_own_data.ipynb #71769cb5
+from .audio import AudioError, read_audio
+from .data import clip_paths, complete_table, dataset_summary, fold_names, load_clips
+from .fingerprints import UNREADABLE, audio_contents, file_states, links_leading_out, usable_cores
+from .text import csv_of, read_columns, read_rows, trimmed
 
 # %% ../nbs/08d_own_data.ipynb #b3bd8ee1
 @dataclass(frozen=True)

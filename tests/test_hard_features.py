@@ -25,13 +25,14 @@ import torch
 from helpers import PEAK_BYTES, command, environment, run, run_acl
 
 from acl_paper.audio import AudioError, audio_blocks, read_audio
-from acl_paper.console import DatasetError, read_rows
+from acl_paper.console import DatasetError
 from acl_paper.data import class_names, load_clips, table_fingerprint
 from acl_paper.features import BadClipsError, FeatureConfig, FeatureStoreError, extract_features, open_feature_store
 from acl_paper.fingerprints import first_edition_fingerprint, source_fingerprint
 from acl_paper.log_mel import mel_filters
 from acl_paper.own_data import clips_csv
 from acl_paper.patches import ClipFrames, SplitConfig, fit_input_scale, make_split
+from acl_paper.text import read_rows
 
 STORE = f"{FeatureConfig().digest}.h5"
 SMALL = FeatureConfig(sample_rate=8000, min_duration_s=0.1, n_fft=256, win_length=200, hop_length=100, n_mels=8, fmax_hz=4000.0)

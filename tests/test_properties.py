@@ -18,7 +18,7 @@ from chance import SEED, rounds
 from hypothesis import strategies as st
 
 from acl_paper.console import DatasetError
-from acl_paper.data import as_seen, class_names, load_clips, one_spelling, table_fingerprint
+from acl_paper.data import class_names, load_clips, table_fingerprint
 from acl_paper.evaluation import ClipOutputs, all_accuracies, class_probabilities, prediction_table, wilson
 from acl_paper.features import FeatureConfig
 from acl_paper.fingerprints import fingerprint_of
@@ -26,6 +26,7 @@ from acl_paper.losses import AngularContrastiveLoss, angular_margin_loss, info_n
 from acl_paper.patches import test_patch_starts as starts_of_test_patches
 from acl_paper.patches import training_patch_starts
 from acl_paper.runs import load_predictions, predictions_csv
+from acl_paper.text import as_seen, one_spelling
 
 LOSSES = [angular_margin_loss, info_nce]
 
