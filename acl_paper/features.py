@@ -42,6 +42,8 @@ from acl_paper.console import (
     some_names,
     user_path,
 )
+
+# %% ../nbs/08c_features.ipynb #127638ef
 from acl_paper.fingerprints import (
     audio_contents,
     clip_names,
