@@ -9,6 +9,7 @@ __all__ = ['CHOICES', 'ANGLE_COLUMNS', 'IN_PLAIN', 'TrainConfig', 'terms_of', 'T
            'with_paths']
 
 # %% ../nbs/13_training.ipynb #64ec3104
+import errno
 import hashlib
 import io
 import json
@@ -478,9 +479,9 @@ def _moved_aside(path):
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except OSError:
-        raise
     except Exception as error:  # whatever zipfile says of a damaged file
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a place before the file
+            raise
         damaged = error
     if not damaged:
         return False

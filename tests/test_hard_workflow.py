@@ -174,7 +174,7 @@ def test_folders_may_have_any_name(project, tmp_path):
     done = reproduce(root, *arguments, dataset="mini", data=data, timeout=900, **CELL)
     assert done.returncode == 0, done.stderr + done.stdout
     made = {name for name in set(contents(root)) - set(before) if not name.startswith(".snakemake")}
-    own = tuple(f"{NAMES[name]}/mini/" for name in ("runs", "figures", "features"))
+    own = tuple(f"{NAMES[name]}/{place}" for name in ("runs", "figures", "features") for place in ("mini/", ".mini.lock"))
     assert [name for name in made if not name.startswith(own)] == []
     assert f"{NAMES['runs']}/mini/clean/alpha=1.0/seed=0/metrics.json" in made and f"{NAMES['figures']}/mini/results.csv" in made
     assert not {"P", "D", "R", "F", "F2", "E"} & {path.name for path in tmp_path.rglob("*")}
