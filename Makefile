@@ -15,7 +15,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(if $(filter /%,$(VENV)),,$$PWD/)$(VENV)/bin
 READY  := $(VENV)/.ready
-INSTALL = "$(BIN)/python" -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e
+INSTALL = PYTHONWARNINGS=ignore "$(BIN)/python" -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e
 
 ALPHA  ?= 0.5
 SUBSET ?= clean
@@ -31,6 +31,7 @@ setup: $(READY)-dev
 $(READY): constraints.txt settings.ini setup.py
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
+	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --upgrade pip  # old ones look twice as long for what fits
 	$(INSTALL) .
 	touch $@
 

@@ -68,7 +68,7 @@ def in_a_table(clips, root):
 LAYOUTS = {"class folders": (in_class_folders, "all"), "like ESC-50": (like_esc50, "all"), "a table": (in_a_table, "clean")}
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", [pytest.param(layout, marks=[] if layout == "a table" else pytest.mark.long) for layout in LAYOUTS])
 def test_real_clips_to_a_trained_network(layout, real_clips, tmp_path):
     arrange, subset = LAYOUTS[layout]
     root = tmp_path / "own-data"

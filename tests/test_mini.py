@@ -29,6 +29,7 @@ def made(tmp_path_factory):
     return project, done
 
 
+@pytest.mark.long
 def test_makes_the_whole_set(made):
     project, done = made
     root = project / "data" / "mini"
@@ -45,6 +46,7 @@ def test_makes_the_whole_set(made):
     assert 40 < minutes < 50
 
 
+@pytest.mark.long
 def test_second_time_makes_nothing(made):
     project, _ = made
     root = project / "data" / "mini"
@@ -54,6 +56,7 @@ def test_second_time_makes_nothing(made):
     assert {p: p.stat().st_mtime_ns for p in root.rglob("*")} == before
 
 
+@pytest.mark.long
 def test_another_seed_is_refused_with_what_to_do(made):
     project, _ = made
     done = acl_mini("--seed", "1", cwd=project)
@@ -61,6 +64,7 @@ def test_another_seed_is_refused_with_what_to_do(made):
     assert "seed 0, not 1" in done.stderr and "give another folder" in done.stderr
 
 
+@pytest.mark.long
 def test_found_by_name(made, monkeypatch):
     project, _ = made
     monkeypatch.chdir(project)

@@ -87,9 +87,9 @@ def test_probe(pretrained, mini, tmp_path, task, subset):
 
 @pytest.mark.parametrize("name, arguments, says", [
     ("pretrain", ["-p", "alfa", 0.5], "unknown parameter alfa"),
-    ("pretrain", ["-p", "alpha", 1.5], "alpha must be a number between 0"),
-    ("pretrain", ["-p", "preset", "large"], "preset must be one of paper, small"),
-    ("probe", ["-p", "task", "knn"], "task must be one of linear, finetune"),
+    pytest.param("pretrain", ["-p", "alpha", 1.5], "alpha must be a number between 0", marks=pytest.mark.long),
+    pytest.param("pretrain", ["-p", "preset", "large"], "preset must be one of paper, small", marks=pytest.mark.long),
+    pytest.param("probe", ["-p", "task", "knn"], "task must be one of linear, finetune", marks=pytest.mark.long),
     ("probe", ["-p", "alpha", 0.9], "no finished pre-training in"),
 ])
 def test_refused(pretrained, mini, tmp_path, name, arguments, says):

@@ -226,7 +226,7 @@ def test_3_what_is_done_stays_done_until_something_that_matters_changes(project)
 
 
 def test_the_self_supervised_part_to_its_end(project):
-    """One encoder, three probes, the table; then only what a changed setting concerns is made again, and not from an old checkpoint."""
+    """One encoder, three probes, the table; then only what a changed setting concerns is made again."""
     grid = dict(part="selfsupervised", alphas="1", seeds="0", epochs=1, linear_epochs=2, finetune_epochs=1)
     done = reproduce(project, **grid, jobs=2, timeout=900)
     assert done.returncode == 0, done.stderr
@@ -245,6 +245,13 @@ def test_the_self_supervised_part_to_its_end(project):
     assert [count(rule, text) for rule in ("pretrain", "probe", "ssl_results")] == [0, 2, 1] and "epochs was 1, is 2" in text
     text = planned(project, **grid | {"epochs": 2})
     assert [count(rule, text) for rule in ("pretrain", "probe", "ssl_results")] == [1, 3, 1]
+
+
+@pytest.mark.long
+def test_an_old_checkpoint_does_not_answer_another_setting(project):
+    grid = dict(part="selfsupervised", alphas="1", seeds="1", epochs=1)
+    encoder = project / "runs" / "mini" / "pretrain" / "resnet18" / "alpha=1.0" / "temperature=0.2" / "seed=1"
+    assert reproduce(project, "--more=--until pretrain", **grid).returncode == 0
     again = reproduce(project, "--more=--until pretrain", **grid | {"epochs": 2})
     assert again.returncode == 0, again.stderr
     assert json.loads((encoder / "metrics.json").read_text())["epochs"] == 2
