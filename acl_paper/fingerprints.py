@@ -80,9 +80,10 @@ def file_states(root: str | Path, clips: pd.DataFrame) -> dict[str, str]:
     leading_out = links_leading_out(root, clips)
     states = dict.fromkeys(clips["path"], "")
     for path in states.keys() - leading_out.keys():
+        file = os.path.join(root, path)
         with contextlib.suppress(OSError, ValueError):
-            if stat.S_ISREG(os.stat(Path(root, path)).st_mode):
-                states[path] = file_state(Path(root, path))
+            if stat.S_ISREG(os.stat(file).st_mode):
+                states[path] = file_state(file)
     return states
 
 
