@@ -156,11 +156,11 @@ def python_m(module, *options, timeout=300):
 
 
 @pytest.mark.parametrize("module, options, told", [
-    ("run", ["--size", "huge"], "--size must be one of tiny, mini, fsdnoisy18k"),
+    pytest.param("run", ["--size", "huge"], "--size must be one of tiny, mini, fsdnoisy18k", marks=pytest.mark.long),
     ("run", ["--sections", "training lunch"], "got 'lunch'"),
     ("run", ["--device", "cuda"], "torch sees no GPU here"),
-    ("pretraining", ["--ways", "ours"], "reference"),
-    ("studies", ["everything"], "there are scale, precision, startup, cells"),
+    pytest.param("pretraining", ["--ways", "ours"], "reference", marks=pytest.mark.long),
+    pytest.param("studies", ["everything"], "there are scale, precision, startup, cells", marks=pytest.mark.long),
 ])
 def test_command_says_what_is_wrong(module, options, told):
     if "cuda" in options and torch.cuda.is_available(): pytest.skip("this machine has a GPU")

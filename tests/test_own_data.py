@@ -68,7 +68,7 @@ def papermill(notebook, out, *arguments):
     return SimpleNamespace(code=done.returncode, log=re.sub(r"\x1b\[[\d;]*m", "", done.stdout + done.stderr), out=out)
 
 
-@pytest.mark.parametrize("layout", ["table", "folders"])
+@pytest.mark.parametrize("layout", ["table", pytest.param("folders", marks=pytest.mark.long)])
 def test_training(layout, request, tmp_path):
     root = request.getfixturevalue(layout)
     done = papermill("train", tmp_path, "-r", "data_dir", root, "-p", "epochs", 2)
