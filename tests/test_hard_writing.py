@@ -16,6 +16,7 @@ import torch
 import works
 from helpers import contents
 from test_hard_features import make_set
+from test_runs import made, trained  # noqa: F401
 
 from acl_paper import features
 from acl_paper.batch import KEPT, Results, Screen, _show, check_destination
@@ -27,18 +28,6 @@ from acl_paper.training import Checkpoint
 from acl_paper.workflow import differences
 
 DAMAGE = {"empty": lambda content: b"", "half": lambda content: content[:len(content) // 2], "zeros": lambda content: bytes(len(content))}
-
-
-@pytest.fixture(scope="module")
-def run_of_today(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("trained") / "run"
-    works.train(folder)
-    return folder
-
-
-@pytest.fixture
-def made(run_of_today, tmp_path):
-    return shutil.copytree(run_of_today, tmp_path / "run")
 
 
 # A run and a full disk
