@@ -132,6 +132,16 @@ def test_exactness(full):
     assert " passed" in full("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_exactness.py", cwd=full.copy)
 
 
+def test_a_model_for_other_programs(full):
+    """What the extra `export` brings."""
+    assert " passed" in full("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_export.py", "-k", "paper_cnn", cwd=full.copy)
+
+
+def test_the_loss_in_another_library(full):
+    """What the extra `metric` brings."""
+    assert "Success." in full("nbdev_test", "--path", "nbs/03b_metric_learning.ipynb", cwd=full.copy)
+
+
 def test_a_notebook_of_the_package(full):
     assert "Success." in full("nbdev_test", "--path", "nbs/02_losses.ipynb", cwd=full.copy)
 
