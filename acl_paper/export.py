@@ -107,8 +107,8 @@ class AudioModel(nn.Module):
         network = copy.deepcopy(run.network).eval()
         self.log_mel = LogMel(run.features)
         self.network = network.for_inference() if hasattr(network, "for_inference") else network
-        self.register_buffer("mean", torch.as_tensor(run.scaler.mean, dtype=torch.float64))
-        self.register_buffer("scale", torch.as_tensor(run.scaler.scale, dtype=torch.float64))
+        self.register_buffer("scaler_mean", torch.as_tensor(run.scaler.mean, dtype=torch.float64))
+        self.register_buffer("scaler_scale", torch.as_tensor(run.scaler.scale, dtype=torch.float64))
         self.sample_rate = run.features.sample_rate
         self.patch_frames = run.patch_frames
         self.classes = [] if run.kind == "pretraining" else run.classes
@@ -142,7 +142,7 @@ class AudioModel(nn.Module):
 
     def of_patches(self, frames: Tensor, hop: int) -> list[Tensor]:
         "Logits (B, P, C) and embedding (B, P, D) of the patches of frames (B, T, F), one every `hop` frames."
-        standardised = ((frames - self.mean) / self.scale).float()
+        standardised = ((frames - self.scaler_mean) / self.scaler_scale).float()
         patches = standardised.unfold(1, self.patch_frames, hop).transpose(2, 3)
         outputs = self.network(patches.flatten(0, 1).unsqueeze(1))
         return [values.reshape(len(frames), -1, values.shape[1]) for values in outputs]
