@@ -524,7 +524,7 @@ def _best_epoch(path):
 
 def _read_history(path):
     history = _read_table(path).rename(columns=FIRST_EDITION_COLUMNS)
-    if len(history) and ("epoch" not in history or not is_numeric_dtype(history["epoch"])):
+    if "epoch" not in history or len(history) and not is_numeric_dtype(history["epoch"]):
         raise ValueError("it has no column epoch of numbers")
     return history
 

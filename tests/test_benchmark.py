@@ -142,6 +142,7 @@ def test_reference_epoch_learns(rehearsal):
     assert len(losses) == 2 and losses[1] < losses[0]
 
 
+@pytest.mark.long
 def test_benchmark_in_miniature():
     result = run_benchmark(scale=0.002, repeats=1, n_steps=1, n_clips=2, sections=("training",))
     assert list(result["sections"]["training"]["ways"]) == ["reference", "float32", "bfloat16"]

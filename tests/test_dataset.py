@@ -127,14 +127,23 @@ def test_a_look_writes_nothing_and_says_what_to_type(sounds, tmp_path):
     assert "a clips.csv" in dataset(root).stdout
 
 
+def test_folds_are_planned(sounds, project, tmp_path):  # noqa: F811
+    root = shutil.copytree(sounds, tmp_path / "esc")
+    assert dataset(root, "--write").returncode == 0
+    cells = dict(data=root, alphas="0.5", seeds="0", epochs=1, runs=tmp_path / "runs", figures=tmp_path / "figures", features=tmp_path / "features")
+    assert reproduce(project, "--more=-n", **cells).stdout.count("rule train:") == 3
+    assert reproduce(project, "--more=-n", **cells, folds="2").stdout.count("rule train:") == 1
+    wrong = reproduce(project, **cells, folds="2 7")
+    assert wrong.returncode != 0 and wrong.stderr == "acl_reproduce: folds must be among 1, 2, 3, got '7'\n"
+
+
+@pytest.mark.long
 def test_cross_validation(sounds, project, tmp_path):  # noqa: F811
     """Every fold is tested on, unless some are named; the table has their mean, and an interval by all of their clips."""
     root = shutil.copytree(sounds, tmp_path / "esc")
     assert dataset(root, "--write").returncode == 0
     folders = {name: tmp_path / name for name in ("runs", "figures", "features")}
     cells = dict(data=root, alphas="0.5", seeds="0", epochs=1, **folders)
-    planned = reproduce(project, "--more=-n", **cells)
-    assert planned.stdout.count("rule train:") == 3, planned.stdout + planned.stderr
     done = reproduce(project, **cells, timeout=900)
     assert done.returncode == 0, done.stderr
 
@@ -152,9 +161,6 @@ def test_cross_validation(sounds, project, tmp_path):  # noqa: F811
 
     again = reproduce(project, "--more=-n", **cells)
     assert "rule train:" not in again.stdout
-    assert reproduce(project, "--more=-n", **cells, folds="2").stdout.count("rule train:") == 0
-    wrong = reproduce(project, **cells, folds="2 7")
-    assert wrong.returncode != 0 and wrong.stderr == "acl_reproduce: folds must be among 1, 2, 3, got '7'\n"
 
 
 # What is refused

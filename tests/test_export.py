@@ -128,6 +128,9 @@ def test_frames_of_a_batch_are_those_of_each():
     torch.testing.assert_close(LogMel()(waveforms), torch.cat([LogMel()(one[None]) for one in waveforms]))
 
 
+EXPORTED = [pytest.param(name, marks=pytest.mark.long if name == "vgg" else []) for name in RUNS]
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_the_module_is_the_package(name):
     run = run_of(name)
@@ -136,7 +139,7 @@ def test_the_module_is_the_package(name):
         check(name, lambda waveform: as_numpy(model(torch.from_numpy(waveform)[None])), 1e-5)
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", EXPORTED)
 def test_a_program_of_torch_export(name, tmp_path):
     run = run_of(name)
     torch.export.save(exported_program(AudioModel(run)), tmp_path / "model.pt2")
@@ -146,7 +149,7 @@ def test_a_program_of_torch_export(name, tmp_path):
 
 
 @needs_onnx
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", EXPORTED)
 def test_a_model_of_onnxruntime(name, tmp_path):
     import onnxruntime
 

@@ -279,7 +279,8 @@ def test_a_second_process_says_what_it_waits_for(tmp_path):
     assert "4/4 epochs" in process.communicate(timeout=60)[0]
 
 
-@pytest.mark.parametrize("loss", ["acl", pytest.param("function", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("loss", ["acl", "function"])
 def test_killed_in_the_middle_of_an_epoch_and_resumed_is_as_not_killed(tmp_path, loss):
     """SIGKILL between two steps, twice; the weights and the history are those of a training that was left alone."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"

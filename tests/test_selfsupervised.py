@@ -202,6 +202,7 @@ def test_download_of_the_published_weights(server, tmp_path):
 
 
 @pytest.mark.skipif(not REAL_MINI.is_dir(), reason="the real sounds are not beside the repository")
+@pytest.mark.long
 def test_on_real_sounds(tmp_path):
     """It runs on real sounds; 40 test clips say nothing of accuracy."""
     done = run_papermill("pretrain", tmp_path / "out.ipynb", "-p", "dataset", "real-mini", "-p", "seed", 1, *TINY, *places(tmp_path, REAL_MINI))

@@ -225,6 +225,7 @@ def test_3_what_is_done_stays_done_until_something_that_matters_changes(project)
     assert count("train", text) == 2 and "Params have changed" in text
 
 
+@pytest.mark.long
 def test_the_self_supervised_part_to_its_end(project):
     """One encoder, three probes, the table; then only what a changed setting concerns is made again."""
     grid = dict(part="selfsupervised", alphas="1", seeds="0", epochs=1, linear_epochs=2, finetune_epochs=1)
