@@ -53,7 +53,8 @@ def weights_as_today(tensors: dict, config: dict) -> dict:
 
     if config["kind"] == "training":
         return {name.replace("model.", "network.", 1): tensor for name, tensor in tensors.items()}
-    mean, scale = torch.as_tensor(tensors.pop("scale", config.get("scale")), dtype=torch.float64)
+    mean, scale = torch.as_tensor(tensors.get("scale", config.get("scale")), dtype=torch.float64)
+    tensors = {name: tensor for name, tensor in tensors.items() if name != "scale"}
     if config["kind"] == "probe":  # its classifier stood in the place of the encoder's own
         classifier = {name: tensor for name, tensor in tensors.items() if name.startswith("classifier.")}
         tensors = {f"encoder.{name}": tensor for name, tensor in tensors.items()} | classifier

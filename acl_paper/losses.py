@@ -25,9 +25,9 @@ from torch import Tensor, distributed, nn
 def check_tensor(name, value):
     "A TypeError for what is not a tensor, with the place where the indices of a miner belong."
     if isinstance(value, Tensor):
-        dense = f"{name} must be a dense tensor, got one of the layout {value.layout}: {name}.to_dense()"
         if value.layout != torch.strided:
-            raise TypeError(dense)
+            raise TypeError(f"{name} must be a dense tensor, got one of the layout {value.layout}: "
+                            f"{name}.to_dense()")
         return
     if isinstance(value, tuple):
         raise TypeError(f"{name} must be a tensor, got a tuple of {len(value)}; the indices of a miner go to "
