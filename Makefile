@@ -35,12 +35,10 @@ $(READY): constraints.txt settings.ini setup.py
 	$(INSTALL) .
 	touch $@
 
-# The same environment with an extra of setup.py. --no-compile: the demo imports a small part of what is installed, and Python compiles that itself.
-# The tests start hundreds of processes that leave no bytecode: for them it is compiled here, the first part while pip fetches the second.
-COMPILE = "$(BIN)/python" -m compileall -qq -j 0 -x '[/\\]tests[/\\]' "$(VENV)/lib" acl_paper
+# The same environment with an extra of setup.py. --no-compile: of what is installed a small part is imported, and Python compiles that by itself, once;
+# what everything here imports, while pip fetches the rest.
 $(READY)-%: $(READY)
-	$(COMPILE) & $(INSTALL) '.[$*]' && wait
-	$(COMPILE) || true  # a file of torch is for a newer Python
+	PYTHONDONTWRITEBYTECODE= "$(BIN)/python" -c "import acl_paper.export, acl_paper.report, acl_paper.testing" & $(INSTALL) '.[$*]' && wait
 	touch $@
 
 demo: $(READY)
@@ -49,7 +47,7 @@ demo: $(READY)
 	  -r dataset mini -p alpha $(call quoted,$(ALPHA)) -p subset $(call quoted,$(SUBSET)) -p seed $(call quoted,$(SEED))
 
 test: $(READY)-test
-	PATH="$(BIN):$$PATH" python -m pytest tests -ra -m "not long" --numprocesses=2 --dist=loadscope --no-loadscope-reorder --durations=10
+	PATH="$(BIN):$$PATH" PYTHONDONTWRITEBYTECODE= python -m pytest tests -ra -m "not long" --numprocesses=2 --dist=loadscope --no-loadscope-reorder --durations=10
 
 FUZZ_SEED   ?= $(shell date +%Y%m%d)
 FUZZ_ROUNDS ?= 30

@@ -26,7 +26,7 @@ BIN = Path(sys.executable).parent  # not resolved: in a virtual environment the 
 def environment(**changes):
     """The environment of a child process: one thread, and nothing that points to another data set."""
     kept = {name: value for name, value in os.environ.items() if name not in ("ACL_DATA", "IN_TEST", "MPLBACKEND")}
-    return kept | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"} | changes
+    return kept | {"OMP_NUM_THREADS": "1"} | changes
 
 
 def command(name, *arguments):
