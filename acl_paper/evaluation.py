@@ -198,7 +198,8 @@ def lean(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
     kind : type
         One of torch's optimisers, such as `torch.optim.Adam`.
     """
-    methods = {name: inspect.unwrap(getattr(kind, name)) for name in ("add_param_group", "zero_grad")}
+    names = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+    methods = {name: inspect.unwrap(getattr(kind, name)) for name in names}
     methods["step"] = torch.no_grad()(inspect.unwrap(kind.step))
     return type(kind.__name__, (kind,), methods)
 
