@@ -279,7 +279,7 @@ def _feature_config(part):
     return SSL_FEATURES if part == "selfsupervised" else FeatureConfig()
 
 # %% ../nbs/21_workflow.ipynb #ece578a2
-def plan_table(config: dict) -> Table:
+def plan_table(config: dict, data: TableData | None = None) -> Table:
     """The supervised table that settings ask for.
 
     Parameters
@@ -287,6 +287,8 @@ def plan_table(config: dict) -> Table:
     config : dict
         Any of dataset, data (a folder), alphas, subsets, folds, seeds, epochs, runs, figures, features
         (folders).
+    data : TableData, optional
+        What `table_data` says of the data set that is named there, where it was asked already.
 
     Returns
     -------
@@ -299,7 +301,7 @@ def plan_table(config: dict) -> Table:
     ValueError
         naming the setting that cannot be, and what it may be.
     """
-    return _plan(Table, config, _supervised_grid)
+    return _plan(Table, config, _supervised_grid, data)
 
 
 def _supervised_grid(data):
@@ -311,9 +313,9 @@ def _supervised_grid(data):
 FOLDERS = ("runs", "figures", "features")
 
 
-def _plan(kind, config, grid_for):
+def _plan(kind, config, grid_for, data):
     "A table of that kind: the grid for the data set with what was set in it, and the folders that were set."
-    data = table_data(str(config.get("dataset") or "auto"), config.get("data") or None)
+    data = data or table_data(str(config.get("dataset") or "auto"), config.get("data") or None)
     config = {name: value for name, value in config.items() if value not in (None, "")}
     if "folds" in config and not data.folds:
         raise ValueError(f"folds cannot be set: {data.name} has none")
@@ -324,9 +326,8 @@ def _plan(kind, config, grid_for):
              "alphas": "alpha"}
     axes = {order[name]: chosen.pop(name) for name in order if name in chosen}
     cells = tuple(dict(zip(axes, cell)) for cell in itertools.product(*axes.values()))
-    epochs = {name: values[0] for name, values in chosen.items()}
     folders = {name: str(user_path(str(config[name]))) for name in FOLDERS if name in config}
-    return kind(data=data, cells=cells, **epochs, **folders)
+    return kind(data=data, cells=cells, **folders, **{name: values[0] for name, values in chosen.items()})
 
 
 def _check_known(name, values, known):
@@ -384,7 +385,7 @@ class EncoderTable(Table):
         return wanted
 
 # %% ../nbs/21_workflow.ipynb #63c7479e
-def plan_encoders(config: dict) -> EncoderTable:
+def plan_encoders(config: dict, data: TableData | None = None) -> EncoderTable:
     """The self-supervised table that settings ask for.
 
     Parameters
@@ -392,6 +393,8 @@ def plan_encoders(config: dict) -> EncoderTable:
     config : dict
         Any of dataset, data (a folder), alphas, temperatures, seeds, epochs, linear_epochs, finetune_epochs,
         runs, figures, features (folders).
+    data : TableData, optional
+        As of `plan_table`.
 
     Raises
     ------
@@ -399,7 +402,7 @@ def plan_encoders(config: dict) -> EncoderTable:
         naming the setting that cannot be, and what it may be.
     """
     return _plan(EncoderTable, config,
-                 lambda data: PAPER_ENCODERS if data.name == "FSDnoisy18k" else SMALL_ENCODERS)
+                 lambda data: PAPER_ENCODERS if data.name == "FSDnoisy18k" else SMALL_ENCODERS, data)
 
 
 PARTS = {"supervised": plan_table, "selfsupervised": plan_encoders}
@@ -423,7 +426,8 @@ def plan_parts(config: dict) -> dict[str, Table]:
         for name in SETTINGS_OF_PARTS[other]:
             if config.get(name) not in (None, ""):
                 raise ValueError(f"{name} cannot be set where part is {parts[0]}: it belongs to {other}")
-    return {name: plan(config) for name, plan in asked.items()}
+    data = table_data(str(config.get("dataset") or "auto"), config.get("data") or None)  # once for all
+    return {name: plan(config, data) for name, plan in asked.items()}
 
 # %% ../nbs/21_workflow.ipynb #f5dc4a64
 def make_features(part: str, dataset: str, data_dir: str, features_dir: str, n_jobs: int) -> None:

@@ -11,8 +11,11 @@ from multiprocessing import forkserver
 from pathlib import Path
 from unittest import mock
 
+import matplotlib
 import numpy as np
 import soundfile
+from ipykernel import kernelapp
+from jupyter_client import launcher
 
 from acl_paper.log_mel import clip_log_mel
 
@@ -41,7 +44,7 @@ def run(arguments, *, cwd=ROOT, timeout=300, **options):
 
 FORKS = multiprocessing.get_context("forkserver")  # a process that has the imports behind it, computes nothing, and is forked for each command
 FORKS.set_forkserver_preload([*(f"acl_paper.{module}" for module in ("batch", "quick_probe", "export", "testing", "report", "own_data", "features", "probing")),
-                              "sklearn.linear_model", "sklearn.neighbors", "librosa", "soundfile", "scipy.signal", "scipy.stats", "snakemake.cli", "papermill.__main__"])
+                              "sklearn.linear_model", "sklearn.neighbors", "librosa", "soundfile", "scipy.signal", "scipy.stats", "snakemake.cli", "papermill.__main__", "ipykernel.ipkernel"])
 ONE_AT_A_TIME = threading.Lock()
 
 
@@ -64,7 +67,10 @@ def run_acl(name, *arguments, cwd=ROOT, timeout=300, environ={}):
 
 
 def run_papermill(notebook, out, *arguments, **options):
-    """`papermill` on a notebook of the repository, likewise; its kernel is a process as for everyone."""
+    """`papermill` on a notebook of the repository, likewise; and its kernel, a process of its own as for everyone, is forked too.
+
+    Kernels as Jupyter starts them are those of the workflow, and of `finished` in `test_train.py`.
+    """
     return run_acl("papermill", ROOT / "nbs" / f"{notebook}.ipynb", out, *arguments, "--no-progress-bar", "--log-output", **options)
 
 
@@ -80,7 +86,42 @@ def as_command(name, arguments, cwd, environ, out, err):
         sys.path.insert(0, environ["PYTHONPATH"])
         for module in [module for module in sys.modules if module.partition(".")[0] == "acl_paper"]:
             del sys.modules[module]
+    if name == "papermill":
+        launcher.Popen = kernel_to_be()
     getattr(import_module("papermill.__main__" if name == "papermill" else "acl_paper.commands"), name)()
+
+
+def kernel_to_be():
+    """Fork a process, while nothing but imports happened in this one, that becomes a Jupyter kernel when it is told how; returns what tells it, in place of `Popen`."""
+    ours, theirs = multiprocessing.Pipe()
+    pid = os.fork()
+    if pid == 0:
+        ours.close()
+        os.setsid()
+        try:
+            become_kernel(*theirs.recv())
+        except EOFError:  # no kernel was asked for
+            pass
+        finally:
+            os._exit(0)
+    theirs.close()
+
+    class Told(subprocess.Popen):
+        def _execute_child(self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *_):
+            ours.send((args, cwd, env))
+            self.pid, self._child_created = pid, True
+
+    return Told
+
+
+def become_kernel(words, cwd, environ):
+    os.chdir(cwd or ".")
+    os.environ.clear()
+    os.environ.update(environ)
+    sys.argv = words[words.index("ipykernel_launcher"):]
+    sys.modules.pop("matplotlib_inline.backend_inline", None)  # to be imported where there is a shell
+    matplotlib.rcParams["backend"] = "module://matplotlib_inline.backend_inline"
+    kernelapp.launch_new_instance()
 
 
 PEAK_BYTES = """
