@@ -16,13 +16,12 @@ from pathlib import Path
 # %% ../nbs/20c_export.ipynb #aea6f145
 import torch
 import torch.nn.functional as F
-from scipy.signal import get_window
 from torch import Tensor, nn
 
 # %% ../nbs/20c_export.ipynb #ad3e661c
 from .console import DatasetError, command, make_folder, user_path, write_atomically
 from .evaluation import Run
-from .log_mel import FeatureConfig, mel_filters
+from .log_mel import FeatureConfig, frame_window, mel_filters
 from .runs import load_run
 
 # %% ../nbs/20c_export.ipynb #18ad74d6
@@ -45,7 +44,7 @@ class LogMel(nn.Module):
     def __init__(self, config: FeatureConfig = FeatureConfig()):
         super().__init__()
         self.config = config
-        self.register_buffer("window", torch.from_numpy(get_window(config.window, config.win_length)))
+        self.register_buffer("window", torch.from_numpy(frame_window(config)))
         self.register_buffer("filters", torch.from_numpy(mel_filters(config)).double().T.contiguous())
 
     def forward(self, waveforms: Tensor) -> Tensor:
