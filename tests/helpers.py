@@ -84,11 +84,16 @@ def as_command(name, arguments, cwd, environ, out, err):
     sys.argv = [name, *arguments]
     if "PYTHONPATH" in environ:
         sys.path.insert(0, environ["PYTHONPATH"])
-        for module in [module for module in sys.modules if module.partition(".")[0] == "acl_paper"]:
-            del sys.modules[module]
+        forget_package()
     if name == "papermill":
         launcher.Popen = kernel_to_be()
     getattr(import_module("papermill.__main__" if name == "papermill" else "acl_paper.commands"), name)()
+
+
+def forget_package():
+    """The next import takes the package from where `sys.path` says now."""
+    for module in [module for module in sys.modules if module.partition(".")[0] == "acl_paper"]:
+        del sys.modules[module]
 
 
 def kernel_to_be():

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import time
 from importlib import metadata
 
@@ -282,3 +283,11 @@ class TestNotebook:
         """A title and a line that says what the reader gets."""
         first = source(cells(path, "markdown")[0])
         assert re.match(r"# \S.*\n\n> \S", first), first
+
+
+@pytest.mark.long
+def test_a_change_of_a_module_is_noticed(tmp_path):
+    """The script that breaks one line at a time runs, and knows a test that fails from one that passes."""
+    done = run([sys.executable, "tests/mutate.py", "--modules", "patches", "--count", "2", "--out", tmp_path / "mutation.csv"], timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert "patches: 2 of 2 caught" in done.stdout
