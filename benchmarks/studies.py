@@ -16,15 +16,16 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import torch
 
-from acl_paper.console import command, write_atomically
+from acl_paper.console import command, project_root, write_atomically
 from acl_paper.data import DatasetLocation, load_clips, locate_dataset
 from acl_paper.evaluation import accuracy, evaluate
 from acl_paper.features import feature_store, open_feature_store
-from acl_paper.training import TrainConfig, fit
 from acl_paper.patches import make_split
+from acl_paper.training import TrainConfig, fit
 from benchmarks.rehearsal import make_rehearsal
 from benchmarks.supervised import package_training, some_patches
 from benchmarks.timing import cpu_seconds
@@ -34,15 +35,7 @@ MODES = {
     "bfloat16": {"precision": "bfloat16"},
     "frames in float16": {"frames": "float16"},
 }
-STARTS = {
-    "Python": "pass",
-    "torch": "import torch",
-    "torch and acl_paper.losses": "import torch, acl_paper.losses",
-    "what a cell imports": (
-        "import matplotlib.pyplot, pandas, torch, IPython.display, "
-        "acl_paper.evaluation, acl_paper.mini, acl_paper.training"
-    ),
-}
+REFUSED = "a cell, refused at its first line"
 
 
 def measure_scale(data_dir: str, store_path: str, settings: dict, n_steps: int = 4) -> dict:
@@ -166,8 +159,33 @@ def precision_study(
     return pd.DataFrame(rows)
 
 
+def starts(folder: str | Path) -> dict[str, list]:
+    """What `startup_study` times: commands by name.
+
+    Parameters
+    ----------
+    folder : str or Path
+        For the notebooks that they need and make.
+    """
+    cells = nbformat.read(project_root() / "nbs/train.ipynb", as_version=4).cells
+    imports = next(cell.source for cell in cells if cell.source.startswith("import "))
+    empty = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("pass")])
+    nbformat.write(empty, Path(folder, "empty.ipynb"))
+    python = [sys.executable, "-c"]
+    papermill = [sys.executable, "-m", "papermill", "-k", "python3", "--no-progress-bar"]
+    out = Path(folder, "out.ipynb")
+    return {
+        "Python": [*python, "pass"],
+        "torch": [*python, "import torch"],
+        "torch and acl_paper.losses": [*python, "import torch, acl_paper.losses"],
+        "what a cell imports": [*python, imports],
+        "an empty notebook": [*papermill, Path(folder, "empty.ipynb"), out],
+        REFUSED: [*papermill, project_root() / "nbs/train.ipynb", out, "-p", "alpha", "2"],
+    }
+
+
 def startup_study(repeats: int = 5) -> pd.DataFrame:
-    """CPU seconds of new processes that only import.
+    """CPU seconds of new processes that do nothing but start.
 
     Parameters
     ----------
@@ -177,14 +195,20 @@ def startup_study(repeats: int = 5) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row per round and entry of `STARTS`: `round`, `start`, `cpu_s`.
+        One row per round and entry of `starts`: `round`, `start`, `cpu_s`.
     """
     rows = []
-    for number in range(repeats + 1):
-        for name, code in STARTS.items():
+    with tempfile.TemporaryDirectory() as folder:
+        commands = starts(folder)
+        for number, (name, words) in itertools.product(range(repeats + 1), commands.items()):
             before = cpu_seconds(own=False)
-            subprocess.run([sys.executable, "-c", code], check=True)
-            rows.append({"round": number, "start": name, "cpu_s": cpu_seconds(own=False) - before})
+            ended = subprocess.run(words, capture_output=True, text=True)
+            cpu_s = cpu_seconds(own=False) - before
+            if name == REFUSED:
+                assert "alpha must be" in ended.stderr, ended.stderr
+            else:
+                ended.check_returncode()
+            rows.append({"round": number, "start": name, "cpu_s": round(cpu_s, 3)})
     return pd.DataFrame([row for row in rows if row["round"] > 0])
 
 
