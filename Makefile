@@ -35,8 +35,8 @@ $(READY): constraints.txt settings.ini setup.py
 	$(INSTALL) .
 	touch $@
 
-# The same environment with an extra of setup.py. --no-compile: of what is installed a small part is imported, and Python compiles that by itself, once;
-# what everything here imports, while pip fetches the rest.
+# The same environment with an extra of setup.py. --no-compile: of what is installed a small part is imported, and Python compiles that when it is;
+# here what everything imports is imported once, while pip fetches the extra.
 $(READY)-%: $(READY)
 	PYTHONDONTWRITEBYTECODE= "$(BIN)/python" -c "import acl_paper.export, acl_paper.report, acl_paper.testing" & $(INSTALL) '.[$*]' && wait
 	touch $@

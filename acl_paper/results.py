@@ -22,7 +22,6 @@ from pathlib import Path
 # %% ../nbs/18_results.ipynb #c10c88bd
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student_t
 
 # %% ../nbs/18_results.ipynb #c11a6494
 from .console import project_root, write_atomically
@@ -235,6 +234,8 @@ def prediction_interval(values: np.ndarray, n_clips: int) -> tuple[float, float]
     tuple of float
         Ends of the interval.
     """
+    from scipy.stats import t as student_t
+
     mean = float(np.mean(values))
     k = len(values)
     if k >= 3:

@@ -55,18 +55,19 @@ def measure_scale(data_dir: str, store_path: str, settings: dict, n_steps: int =
     Returns
     -------
     dict
-        `frames` of the store, `patches` of the training split, `split_cpu_s`, `split_mb` and `step_cpu_s`.
-        Memory is what Linux says the process alone holds.
+        `frames` of the store, `patches` of the training split, `split_cpu_s`, `split_mb`, `peak_mb` and
+        `step_cpu_s`. `split_mb` is what Linux says the process alone holds for the split; `peak_mb` the most
+        that it held until then, with torch and what was read of the store.
     """
     torch.set_num_threads(1)
-    before_mb = _private_mb()
+    before_mb = _memory_mb("RssAnon")
     config = TrainConfig(subset="all", epochs=2, **settings)
     clips = load_clips(data_dir)
     store = open_feature_store(store_path)
     cpu = time.process_time()
     split = make_split(store, clips, config)
     cpu = time.process_time() - cpu
-    split_mb = _private_mb() - before_mb
+    split_mb, peak_mb = _memory_mb("RssAnon") - before_mb, _memory_mb("VmHWM")
     few = replace(
         split, train=some_patches(split.train, 64 * n_steps), validation=some_patches(split.validation, 64)
     )
@@ -76,19 +77,20 @@ def measure_scale(data_dir: str, store_path: str, settings: dict, n_steps: int =
         "patches": len(split.train),
         "split_cpu_s": cpu,
         "split_mb": split_mb,
+        "peak_mb": peak_mb,
         "step_cpu_s": step["cpu_s"] / n_steps,
     }
 
 
-def _private_mb():
-    "Memory in MB that this process shares with no other and no file."
+def _memory_mb(kind):
+    "Memory in MB that this process holds, as Linux has it in a line of its status."
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon"):
+        if line.startswith(kind):
             return int(line.split()[1]) / 1000
     raise OSError("this system does not tell how much memory a process holds")
 
 
-def scale_study(base: float = 0.05, factors: tuple[int, ...] = (1, 3, 10), **settings) -> pd.DataFrame:
+def scale_study(base: float = 0.05, factors: tuple[int, ...] = (1, 3, 10, 20), **settings) -> pd.DataFrame:
     """Time and memory for rehearsals of growing size, each in a new process.
 
     Parameters
@@ -251,14 +253,14 @@ def cell_times(runs_dir: str | Path, dataset: str) -> pd.DataFrame:
 
 
 def _scale(base, **_):
-    tables = {kind: scale_study(base, frames=kind).reset_index() for kind in ("float32", "float16")}
+    tables = {kind: scale_study(base, frames=kind).round(4).reset_index() for kind in ("float32", "float16")}
     recorded = {kind: table.to_dict("records") for kind, table in tables.items()}
     told = pd.concat(tables, names=["frames in"]).droplevel(1)
     return told, json.dumps(recorded, indent=1) + "\n"
 
 
 def _precision(epochs, seeds, **_):
-    table = precision_study(locate_dataset("mini"), tuple(range(seeds)), epochs=epochs)
+    table = precision_study(locate_dataset("mini"), tuple(range(seeds)), epochs=epochs).round(6)
     return table, table.to_csv(index=False)
 
 
@@ -278,7 +280,7 @@ STUDIES = {"scale": _scale, "precision": _precision, "startup": _startup, "cells
 @command
 def main(
     study: str,  # scale, precision, startup or cells
-    base: float = 0.05,  # scale: of the smallest of the three rehearsals
+    base: float = 0.05,  # scale: of the smallest of the rehearsals, whose largest is 20 times as large
     epochs: int = 15,  # precision: of each training on the mini data set's clean subset
     seeds: int = 3,  # precision: how many trainings in each mode
     repeats: int = 5,  # startup: rounds that count

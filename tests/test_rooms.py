@@ -100,7 +100,7 @@ def loaded_by(statement):
 
 
 REQUIREMENTS = {"torch", "numpy", "numba", "pandas", "scipy", "sklearn", "h5py", "librosa", "soundfile", "soxr", "pooch", "requests", "filelock",
-                "joblib", "tqdm", "safetensors", "matplotlib", "seaborn", "tabulate", "fastcore", "papermill", "ipykernel", "jupyterlab",
+                "joblib", "tqdm", "safetensors", "matplotlib", "seaborn", "lazy_loader", "tabulate", "fastcore", "papermill", "ipykernel", "jupyterlab",
                 "ipywidgets", "snakemake", "psutil"}
 
 
