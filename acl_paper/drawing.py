@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # %% ../nbs/19_drawing.ipynb #19d00004
-import lazy_loader
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -25,9 +24,6 @@ from matplotlib.ticker import MaxNLocator
 # %% ../nbs/19_drawing.ipynb #19d00005
 from .results import COMPARABLE, MEASURES, PUBLISHED_TEMPERATURE, data_label
 from .runs import checked_bytes, load_predictions
-
-# %% ../nbs/19_drawing.ipynb #7f321c79
-sns = lazy_loader.load("seaborn")  # imported when it first draws: a cell that is refused need not wait for it
 
 # %% ../nbs/19_drawing.ipynb #19d0000c
 def panels(titles: Sequence[str], *, title: str = "", width: float = 2.4,
@@ -104,6 +100,8 @@ def plot_curves(history: pd.DataFrame, ax: Axes, columns: Sequence[str], *, ylab
     **line
         For seaborn's `lineplot`.
     """
+    import seaborn as sns  # not at the top: a cell that is refused need not wait for it
+
     shown = {column: CURVES[column] for column in columns if column in history}
     curves = history.melt("epoch", list(shown), "curve", "value").dropna()
     curves["curve"] = curves.curve.map({column: name for column, (name, _, _) in shown.items()})
@@ -190,6 +188,8 @@ def readable(names: Sequence[str]) -> list[str]:
 
 def _plot_matrix(values, marks, classes, ax, **colors):
     "A heat map of classes by classes (C, C) with its `marks`, the names in full on both axes."
+    import seaborn as sns
+
     names = readable(classes)
     sns.heatmap(values, annot=marks, fmt="", annot_kws={"size": 5}, xticklabels=names, yticklabels=names,
                 square=True, linewidths=0.3, linecolor="0.9", cbar=False, ax=ax, **colors)
@@ -252,6 +252,8 @@ def plot_class_change(change: pd.DataFrame, ax: Axes) -> None:
     ax : Axes
         To draw on.
     """
+    import seaborn as sns
+
     classes = change["class"].unique()
     names = change["class"].map(dict(zip(classes, readable(classes))))
     order = change.change.groupby(names).mean().sort_values(ascending=False).index
@@ -336,6 +338,8 @@ def plot_accuracy(results: pd.DataFrame, runs: pd.DataFrame, subset: str, ax: Ax
     ax : Axes
         To draw on.
     """
+    import seaborn as sns
+
     alphas = _shown_alphas(results)
     cells = runs[runs.subset == subset]
     sns.stripplot(x=cells.alpha, y=100 * cells.accuracy, order=alphas, jitter=False, size=3.5, color="C0",
@@ -366,6 +370,8 @@ def plot_heat_maps(results: pd.DataFrame) -> Figure:
     Figure
         One heat map; on FSDnoisy18k two, the published one above.
     """
+    import seaborn as sns
+
     titles = {"mean": f"mean clip accuracy (%), {data_label(results)}"}
     if results.dataset.iloc[0] == COMPARABLE:
         titles = {"published": f"published clip accuracy (%), {COMPARABLE}"} | titles
@@ -405,6 +411,8 @@ def plot_probes(results: pd.DataFrame, probes: pd.DataFrame, probe: str, ax: Axe
     temperature : float
         Of the pre-training.
     """
+    import seaborn as sns
+
     results = results[results.temperature == temperature]
     cells = probes[(probes.probe == probe) & (probes.temperature == temperature)]
     alphas = _shown_alphas(results)
@@ -464,6 +472,8 @@ def plot_embedding_map(points: pd.DataFrame, ax: Axes) -> None:
     ax : Axes
         To draw on.
     """
+    import seaborn as sns
+
     names = sorted(points.truth.unique())
     labels = [f"{number} {name}" for number, name in enumerate(readable(names), 1)]
     kind = points.truth.map(dict(zip(names, labels)))

@@ -18,7 +18,7 @@ SETTINGS = settings["DEFAULT"]
 
 ASKED_FOR = {"jupyterlab", "ipykernel", "ipywidgets"}  # imported by notebooks or by nothing here: what a reader opens the notebooks with
 FOR_PANDAS = {"tabulate"}  # DataFrame.to_markdown
-DISTRIBUTIONS = {"sklearn": "scikit-learn", "pytorch_metric_learning": "pytorch-metric-learning", "lazy_loader": "lazy-loader"}  # where it has another name than what is imported
+DISTRIBUTIONS = {"sklearn": "scikit-learn", "pytorch_metric_learning": "pytorch-metric-learning"}  # where it has another name than what is imported
 EXTRAS = {"workflow", "metric", "export"}  # of which a module imports something
 FOR_EXPORT = {"onnxruntime"}  # what runs an exported model
 
@@ -35,8 +35,6 @@ def imported(path):
             found |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             found.add(node.module.split(".")[0])
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "lazy_loader.load":
-            found.add(node.args[0].value)
     return {DISTRIBUTIONS.get(name, name) for name in found - sys.stdlib_module_names - {"acl_paper"}}
 
 

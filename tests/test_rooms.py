@@ -100,7 +100,7 @@ def loaded_by(statement):
 
 
 REQUIREMENTS = {"torch", "numpy", "numba", "pandas", "scipy", "sklearn", "h5py", "librosa", "soundfile", "soxr", "pooch", "requests", "filelock",
-                "joblib", "tqdm", "safetensors", "matplotlib", "seaborn", "lazy_loader", "tabulate", "fastcore", "papermill", "ipykernel", "jupyterlab",
+                "joblib", "tqdm", "safetensors", "matplotlib", "seaborn", "tabulate", "fastcore", "papermill", "ipykernel", "jupyterlab",
                 "ipywidgets", "snakemake", "psutil"}
 
 
@@ -116,6 +116,7 @@ def test_the_losses_need_torch_and_nothing_else():
     ("training", {"librosa", "soundfile", "numba", "matplotlib", "seaborn", "snakemake"}),
     ("pretraining", {"librosa", "matplotlib", "seaborn", "snakemake"}),
     ("probing", {"librosa", "matplotlib", "seaborn", "snakemake"}),
+    ("drawing", {"librosa", "seaborn", "sklearn"}),
     ("workflow", {"torch", "librosa", "matplotlib", "seaborn"}),
 ])
 def test_what_a_module_does_not_load(module, left_out):
