@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 from importlib import import_module
 from multiprocessing import forkserver
 from pathlib import Path
@@ -44,7 +45,8 @@ def run(arguments, *, cwd=ROOT, timeout=300, **options):
 
 FORKS = multiprocessing.get_context("forkserver")  # a process that has the imports behind it, computes nothing, and is forked for each command
 FORKS.set_forkserver_preload([*(f"acl_paper.{module}" for module in ("batch", "quick_probe", "export", "testing", "report", "own_data", "features", "probing")),
-                              "sklearn.linear_model", "sklearn.neighbors", "librosa", "soundfile", "scipy.signal", "scipy.stats", "snakemake.cli", "papermill.__main__", "ipykernel.ipkernel"])
+                              "sklearn.linear_model", "sklearn.neighbors", "librosa", "soundfile", "scipy.signal", "scipy.stats", "seaborn",
+                              "snakemake.cli", "papermill.__main__", "ipykernel.ipkernel"])
 ONE_AT_A_TIME = threading.Lock()
 
 
@@ -97,7 +99,10 @@ def forget_package():
 
 
 def kernel_to_be():
-    """Fork a process, while nothing but imports happened in this one, that becomes a Jupyter kernel when it is told how; returns what tells it, in place of `Popen`."""
+    """Fork a process, while nothing but imports happened in this one, that becomes a Jupyter kernel when it is told how.
+
+    Returns what tells it, to stand in the place of `Popen`.
+    """
     ours, theirs = multiprocessing.Pipe()
     pid = os.fork()
     if pid == 0:
@@ -107,6 +112,8 @@ def kernel_to_be():
             become_kernel(*theirs.recv())
         except EOFError:  # no kernel was asked for
             pass
+        except Exception:
+            traceback.print_exc()
         finally:
             os._exit(0)
     theirs.close()
