@@ -37,6 +37,7 @@ from benchmarks.reference import (  # noqa: E402
 )
 from benchmarks.rehearsal import make_rehearsal, plan_rehearsal, published_classes  # noqa: E402
 from benchmarks.run import run_benchmark  # noqa: E402
+from benchmarks.studies import startup_study  # noqa: E402
 from benchmarks.supervised import write_noise  # noqa: E402
 from benchmarks.tables import benchmark_table  # noqa: E402
 from benchmarks.timing import take_turns  # noqa: E402
@@ -281,3 +282,10 @@ def test_a_part_that_fails_or_takes_too_long_is_recorded():
     assert told("raise SystemExit(3)")["error"] == "ended with status 3"
     slow = told("import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])", 0.6)
     assert slow["error"] == "not done after 1 s" and slow["seconds"] < 30
+
+
+@pytest.mark.long
+def test_starts_are_timed():
+    """Each start ends as it should, the refused cell with the reason; a round before the first is not counted."""
+    table = startup_study(repeats=1)
+    assert table["round"].tolist() == [1] * 6 and table.start.is_unique and (table.cpu_s > 0).all()
